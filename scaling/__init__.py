@@ -1,0 +1,1 @@
+"""Scaling experiments for language models: plan, train, fit, predict."""

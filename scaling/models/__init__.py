@@ -1,0 +1,1 @@
+"""The decoder, its layers, and the shapes that papers published."""
