@@ -1,0 +1,69 @@
+"""Attention: one function, an implementation per platform.
+
+reference  the whole matrix of scores, in float32 or float64; any platform, any feature
+blocks     static causal blocks of queries, the fastest measured on CPU
+"""
+
+from typing import Any
+
+import jax
+
+from scaling.errors import UserError, unknown
+from scaling.parallel import attention_blocks, attention_reference, mesh
+
+IMPLEMENTATIONS: dict[str, Any] = {
+  'reference': attention_reference.reference,
+  'blocks': attention_blocks.blocks,
+}
+
+_BY_PLATFORM = {'cpu': 'blocks', 'gpu': 'reference', 'tpu': 'reference'}
+
+
+def target_platform() -> str:
+  """The platform being compiled for: that of the active mesh (which may not be here), or the default one."""
+  active = mesh.active()
+  name = active.devices.flat[0].platform if active is not None else jax.default_backend()
+  return {'cuda': 'gpu', 'rocm': 'gpu'}.get(name, name)
+
+
+def attention(
+  q_bthd: jax.Array,
+  k_bskd: jax.Array,
+  v_bskd: jax.Array,
+  *,
+  causal: bool = True,
+  window: int | None = None,
+  segments_bt: jax.Array | None = None,
+  softcap: float | None = None,
+  alibi: bool = False,
+  implementation: str = 'auto',
+) -> jax.Array:
+  """Softmax attention with scores q.k / sqrt(head size).
+
+  Args:
+    q_bthd: queries [batch, time, heads, head size].
+    k_bskd: keys [batch, time, key-value heads, head size]; their heads divide those of the queries.
+    v_bskd: values, shaped as the keys.
+    causal: a query sees no later position.
+    window: a query sees this many last positions, itself included.
+    segments_bt: document number of each position [batch, time]; attention stays inside a document.
+    softcap: scores become softcap tanh(scores / softcap) (Gemma 2, arXiv:2408.00118, section 2).
+    alibi: a linear bias with distance per head (arXiv:2108.12409).
+    implementation: a name in IMPLEMENTATIONS, or 'auto'.
+
+  Returns:
+    [batch, time, heads, head size] in the dtype of the queries.
+
+  Raises:
+    UserError: unknown implementation, or one that lacks what is asked.
+  """
+  if implementation == 'auto':
+    implementation = _BY_PLATFORM.get(target_platform(), 'reference')
+  if implementation not in IMPLEMENTATIONS:
+    raise unknown('attention implementation', implementation, ['auto', *IMPLEMENTATIONS])
+  heads, kv_heads = q_bthd.shape[2], k_bskd.shape[2]
+  if heads % kv_heads:
+    raise UserError(f'{heads} query heads cannot share {kv_heads} key-value heads: the second must divide the first')
+  return IMPLEMENTATIONS[implementation](
+    q_bthd, k_bskd, v_bskd, causal=causal, window=window, segments_bt=segments_bt, softcap=softcap, alibi=alibi
+  )
