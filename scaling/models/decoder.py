@@ -104,14 +104,14 @@ class Decoder(nnx.Module):
 
     def run_group(x_btd, group_params):
       for i in range(period):
-        x_btd = run_block(x_btd, jax.tree.map(lambda p: p[i], group_params), model.layer_window(i))
+        x_btd = run_block(x_btd, _layer(group_params, i), model.layer_window(i))
       return x_btd, None
 
     if groups:
       grouped = jax.tree.map(lambda p: p[: groups * period].reshape(groups, period, *p.shape[1:]), stacked)
       x_btd, _ = jax.lax.scan(run_group, x_btd, grouped)
     for i in range(groups * period, model.layers):
-      x_btd = run_block(x_btd, jax.tree.map(lambda p: p[i], stacked), model.layer_window(i))
+      x_btd = run_block(x_btd, _layer(stacked, i), model.layer_window(i))
     return x_btd
 
   def logits(self, x_btd: jax.Array) -> jax.Array:
@@ -121,6 +121,10 @@ class Decoder(nnx.Module):
     if model.logit_softcap:
       logits_btv = model.logit_softcap * jnp.tanh(logits_btv / model.logit_softcap)
     return constrain(logits_btv, ('batch', 'sequence', 'vocab'))
+
+
+def _layer(stacked: Params, i: int) -> Params:
+  return jax.tree.map(lambda p: p[i], stacked)
 
 
 @functools.cache
