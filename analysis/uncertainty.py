@@ -1,0 +1,420 @@
+"""How sure a fit is: sandwich errors by cluster, bootstraps, profile likelihoods, and intervals of derived numbers."""
+
+import dataclasses
+import functools
+import math
+import time
+
+import numpy as np
+
+from analysis import coordinates, solver
+from scaling.errors import UserError
+
+RESAMPLES = ('cluster', 'row', 'residual', 'parametric')
+
+
+@functools.lru_cache(maxsize=256)
+def _predictor(law):
+  import jax
+
+  def one(values, x):
+    return law.predict(dict(zip(law.names, values, strict=True)), x)
+
+  return jax.jit(jax.vmap(one, in_axes=(0, None)))
+
+
+def evaluate(law, values: np.ndarray, columns: dict) -> np.ndarray:
+  """Outcome [s, n] of the law at parameter values [s, p] and input columns (scalars broadcast against [n])."""
+  import jax
+
+  if law.prepare is not None:
+    columns = law.prepare(columns)
+  missing = [c for c in law.inputs if c not in columns]
+  if missing:
+    raise UserError(f'law {law.name!r} needs {", ".join(law.inputs)}; {", ".join(missing)} not given')
+  arrays = {c: np.atleast_1d(np.asarray(columns[c], np.float64)) for c in law.inputs}
+  n = max(len(a) for a in arrays.values())
+  arrays = {c: np.broadcast_to(a, (n, *a.shape[1:])) for c, a in arrays.items()}
+  rows = solver.bucket(n)
+  inputs = solver.pad_inputs(arrays, rows)
+  width = max(a[0].size for a in arrays.values())
+  # few shapes are compiled: both axes are padded to a handful of sizes, and large work is cut in pieces
+  piece = 1 if len(values) == 1 else max(1, min(solver.bucket(len(values)), int(2e7 // (rows * width))))
+  parts = []
+  with jax.enable_x64(True), jax.default_device(solver.cpu_device()):
+    for at in range(0, len(values), piece):
+      chunk = np.asarray(values[at : at + piece], np.float64)
+      padded = np.concatenate([chunk, np.repeat(chunk[:1], piece - len(chunk), axis=0)])
+      parts.append(np.asarray(_predictor(law)(padded, inputs))[: len(chunk), :n])
+  return np.concatenate(parts)
+
+
+def interval(value: float, draws: np.ndarray, level: float = 0.95) -> dict:
+  """{'value', 'se', 'ci95'} of a derived number from its draws; draws that are not finite count as unbounded."""
+  draws = np.asarray(draws, np.float64)
+  draws = np.where(np.isnan(draws), np.inf, draws)
+  low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method='nearest')
+  finite = draws[np.isfinite(draws)]
+  se = float(np.std(finite, ddof=1)) if len(finite) == len(draws) > 1 else math.nan
+  return {'value': float(value), 'se': se, 'ci95': [float(low), float(high)]}
+
+
+def residuals(problem, u: np.ndarray) -> np.ndarray:
+  """Outcome minus prediction [n], in the residual space."""
+  c = problem.coordinates
+  return -solver.derivatives(problem.law, problem.space, problem.rows.inputs, problem.target, u, c.matrix, c.offset)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """Covariances at the estimate, in internal coordinates [p, p] (zero rows for what does not move), by cluster and by row.
+
+  bread [p, p] is the smoothed Hessian, scale the factor that makes 2 (F - F0) * scale a chi-square for independent rows.
+  """
+
+  coords: coordinates.Coordinates
+  u: np.ndarray
+  covariance: np.ndarray
+  covariance_by_row: np.ndarray
+  naive: np.ndarray
+  bread: np.ndarray
+  moving: np.ndarray
+  scale: float
+  freedom: int
+
+  def _transformed(self, covariance: np.ndarray) -> np.ndarray:
+    m = self.coords.matrix
+    return np.sqrt(np.maximum(np.diag(m @ covariance @ m.T), 0.0))
+
+  def _named(self, covariance: np.ndarray) -> dict:
+    values = self.coords.values(self.u)
+    errors = self._transformed(covariance) * np.where(self.coords.is_log, values, 1.0)
+    return dict(zip(self.coords.law.names, errors.tolist(), strict=True))
+
+  @property
+  def se(self) -> dict:
+    """Standard errors of the natural values (delta method)."""
+    return self._named(self.covariance)
+
+  @property
+  def se_by_row(self) -> dict:
+    """The same as if every row were independent."""
+    return self._named(self.covariance_by_row)
+
+  def quantile(self, level: float) -> float:
+    """Student's t for this many clusters."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + level) / 2, self.freedom))
+
+  def ci(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high [p]: symmetric on each parameter's own scale, inside the law's bounds."""
+    v = self.coords.transformed(self.u)
+    reach = self.quantile(level) * self._transformed(self.covariance)
+    is_log = self.coords.is_log
+    natural = lambda a: np.where(is_log, np.exp(np.clip(np.where(is_log, a, 0.0), -700, 700)), a)  # noqa: E731
+    lower, upper = (np.array([p.bounds[i] for p in self.coords.law.parameters]) for i in (0, 1))
+    return np.maximum(natural(v - reach), lower), np.minimum(natural(v + reach), upper)
+
+  def correlation(self) -> dict:
+    """Correlations of the estimates, on their own scales, as {name: {name: value}}."""
+    m = self.coords.matrix
+    c = m @ self.covariance @ m.T
+    sd = np.sqrt(np.maximum(np.diag(c), 0.0))
+    with np.errstate(invalid='ignore', divide='ignore'):
+      r = c / np.outer(sd, sd)
+    names = self.coords.law.names
+    return {a: {b: float(r[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}
+
+
+def sandwich(problem) -> Spread:
+  """Sandwich covariances H^-1 B H^-1 at problem.u, in a one-step jackknife form over clusters and over rows.
+
+  The form deletes one cluster at a time from both H and B (CR3 of the clustered-errors literature), which keeps the
+  intervals honest when clusters are few. Huber's curvature is a density of residuals near zero; for a narrow delta it is
+  estimated over a window of residuals rather than over the few inside delta.
+  """
+  c, rows = problem.coordinates, problem.rows
+  args = (problem.law, problem.space, rows.inputs, problem.target, problem.u, c.matrix, c.offset)
+  r, _, _ = solver.derivatives(*args)
+  delta, unit = problem.delta, min(problem.delta, 1.0)
+  weight = rows.weights * np.where(r > 0, problem.tilt[1], problem.tilt[0]) / unit
+  psi = weight * np.clip(r, -delta, delta)
+  r, jacobian, second = solver.derivatives(*args, psi)
+  n, p = jacobian.shape
+  mad = 1.4826 * np.median(np.abs(r))
+  width = max(delta, 1.06 * min(mad or np.inf, np.std(r) or np.inf) * n**-0.2) if math.isfinite(delta) else math.inf
+  if not math.isfinite(width) and math.isfinite(delta):
+    width = delta
+  curvature = np.where(np.abs(r) <= width, weight * (delta / width if math.isfinite(width) else 1.0), 0.0)
+  with np.errstate(invalid='ignore'):
+    at_edge = ((problem.u <= c.lower) | (problem.u >= c.upper)) & c.moving
+  moving = c.moving & ~at_edge
+  k = int(moving.sum())
+  scores = psi[:, None] * jacobian[:, moving]
+  pieces = jacobian[:, moving] * np.sqrt(curvature)[:, None]
+  bread = pieces.T @ pieces + second[np.ix_(moving, moving)]
+  values, vectors = np.linalg.eigh(bread) if k else (np.zeros(0), np.zeros((0, 0)))
+  floor = 1e-12 * max(values.max(initial=0.0), 1e-300)
+  bread = (vectors * np.maximum(values, floor)) @ vectors.T
+  scale = curvature.sum() / max((psi**2).sum(), 1e-300) * max(n - k, 1) / n
+
+  def full(small: np.ndarray) -> np.ndarray:
+    whole = np.zeros((p, p))
+    whole[np.ix_(moving, moving)] = small
+    return whole
+
+  def meat(codes: np.ndarray) -> np.ndarray:
+    groups = int(codes.max()) + 1
+    g = np.zeros((groups, k))
+    np.add.at(g, codes, scores)
+    h = np.zeros((groups, k, k))
+    np.add.at(h, codes, pieces[:, :, None] * pieces[:, None, :])
+    inverse = np.linalg.inv(bread)
+    # (H - H_c)^-1 g_c, with the deletion limited where a cluster alone carries a direction
+    half = np.linalg.cholesky(inverse)
+    share = np.einsum('ai,gij,jb->gab', half.T, h, half)
+    lam, vec = np.linalg.eigh(share)
+    lam = 1.0 / (1.0 - np.clip(lam, 0.0, 0.9))
+    moved = np.einsum('ij,gjk,gk,glk,lm,gm->gi', half, vec, lam, vec, half.T, g, optimize=True)
+    return moved.T @ moved * (groups - 1) / max(groups, 1)
+
+  if k:
+    naive = np.linalg.inv(bread) / max(scale, 1e-300)
+    by_row = meat(np.arange(n)) if n <= 20000 else naive
+    by_cluster = meat(rows.clusters) if rows.n_clusters < n else by_row
+  else:
+    naive = by_row = by_cluster = np.zeros((0, 0))
+  freedom = max(1, rows.n_clusters - (k if rows.n_clusters == n else 1))
+  return Spread(c, problem.u, full(by_cluster), full(by_row), full(naive), full(bread), moving, float(scale), freedom)
+
+
+def draw(problem, spread: Spread, count: int, seed: int) -> np.ndarray:
+  """Parameter values [count, p] from the sandwich's normal, widened to Student's t at 95% and kept inside the box."""
+  rng = np.random.default_rng(seed)
+  values, vectors = np.linalg.eigh(spread.covariance)
+  half = vectors * np.sqrt(np.maximum(values, 0.0))
+  u = problem.u + (rng.standard_normal((count, len(problem.u))) @ half.T) * spread.quantile(0.95) / 1.959963984540054
+  c = problem.coordinates
+  return c.values(np.where(c.moving, np.clip(u, c.lower, c.upper), problem.u))
+
+
+def resample(problem, count: int, kind: str, seed: int) -> dict:
+  """{'weights': [count, n]} or {'target': [count, n]} of `count` resamples."""
+  rng = np.random.default_rng(seed)
+  rows = problem.rows
+  if kind in ('cluster', 'row'):
+    codes = rows.clusters if kind == 'cluster' else np.arange(rows.n)
+    groups = int(codes.max()) + 1
+    if groups < 3:
+      raise UserError(f'{groups} {"clusters" if kind == "cluster" else "rows"}: a bootstrap needs at least 3')
+    times = rng.multinomial(groups, np.full(groups, 1 / groups), size=count)
+    return {'weights': times[:, codes] * rows.weights}
+  out = residuals(problem, problem.u)
+  fitted = problem.target - out
+  stretch = math.sqrt(rows.n / max(1, rows.n - problem.coordinates.n_free))
+  if kind == 'residual':
+    return {'target': fitted + stretch * rng.choice(out - np.median(out), (count, rows.n))}
+  variance = np.mean(out**2) * stretch**2
+  shared = 0.0
+  if rows.n_clusters < rows.n:
+    # rows of a run share part of their noise: the part is the mean product of two residuals of one run
+    total, squares, sizes = (np.bincount(rows.clusters, a) for a in (out, out**2, np.ones(rows.n)))
+    pairs = (sizes * (sizes - 1)).sum()
+    shared = min(max((total**2 - squares).sum() / pairs, 0.0) * stretch**2, variance) if pairs else 0.0
+  common = rng.standard_normal((count, rows.n_clusters))[:, rows.clusters] * math.sqrt(shared)
+  return {'target': fitted + common + rng.standard_normal((count, rows.n)) * math.sqrt(variance - shared)}
+
+
+def bootstrap(problem, count: int, kind: str = 'cluster', seed: int = 0) -> tuple[np.ndarray, dict]:
+  """Parameter values [count, p] of refits, and {'resamples', 'certified', 'worst_decrement', 'checked', 'agreed', 'seconds'}.
+
+  Each resample starts from the estimate; some are also solved from far starts, and if any of those ends lower, all are.
+  """
+  began = time.perf_counter()
+  data = resample(problem, count, kind, seed)
+  solution = problem.minimise(np.tile(problem.u, (count, 1)), cold=False, **data)
+  u, objective, decrement = solution.u.copy(), solution.objective.copy(), solution.decrement.copy()
+  objective = np.where(np.isfinite(objective), objective, np.inf)
+  far = problem.coordinates.draw_starts(8, seed + 1)[1:4]
+
+  def again(lanes: np.ndarray) -> int:
+    index = np.repeat(lanes, len(far))
+    other = problem.minimise(np.tile(far, (len(lanes), 1)), cold=True, **{k: v[index] for k, v in data.items()})
+    better = 0
+    value = np.where(np.isfinite(other.objective), other.objective, np.inf).reshape(len(lanes), -1)
+    pick = value.argmin(1) + np.arange(len(lanes)) * len(far)
+    for lane, j in zip(lanes, pick, strict=True):
+      gain = objective[lane] - other.objective[j]
+      if gain > 1e-9 * abs(objective[lane]) or (
+        decrement[lane] > solver.CERTIFIED and gain >= -1e-12 * abs(objective[lane])
+      ):
+        better += gain > 1e-6 * abs(objective[lane])
+        u[lane], objective[lane], decrement[lane] = other.u[j], other.objective[j], other.decrement[j]
+    return int(better)
+
+  checked = np.arange(0, count, max(1, count // 20))
+  lower = again(checked)
+  doubtful = np.arange(count) if lower else np.flatnonzero(decrement > solver.CERTIFIED)
+  if len(doubtful):
+    again(doubtful)
+  info = {
+    'resamples': count,
+    'certified': int((decrement <= solver.CERTIFIED).sum()),
+    'worst_decrement': float(decrement.max()),
+    'checked': len(checked),
+    'agreed': len(checked) - lower,
+    'seconds': time.perf_counter() - began,
+  }
+  return problem.coordinates.values(u), info
+
+
+def profile_objective(
+  problem, spread: Spread, name: str, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """At each fixed value of one parameter: (objective [m], likelihood-ratio statistic [m], the other parameters [m, p])."""
+  law, base = problem.law, problem.coordinates
+  j = law.index(name)
+  values = np.asarray(values, np.float64)
+  is_log = law.parameters[j].transform == 'log'
+  v = np.log(values) if is_log else values
+  # fix parameter j: its own coordinate freezes, and every row of the map that used it is re-expressed
+  m = len(values)
+  matrix = np.tile(base.matrix, (m, 1, 1))
+  offset = np.tile(base.offset, (m, 1))
+  lower = np.where(base.moving, base.lower, 0.0)
+  upper = np.where(base.moving, base.upper, 0.0)
+  row = base.matrix[j]
+  factor = base.matrix[:, j] / row[j]
+  # u_j = (v - c_j - sum_k row_k u_k) / row_j, substituted everywhere
+  matrix = matrix - factor[:, None] * row
+  offset = offset + factor * (v[:, None] - base.offset[j])
+  lower, upper = (np.tile(b, (m, 1)) for b in (lower, upper))
+  lower[:, j] = upper[:, j] = 0.0
+  start = np.tile(problem.u, (m, 1))
+  start[:, j] = 0.0
+  far = base.draw_starts(4, 7)[:3]
+  far[:, j] = 0.0
+  begin = np.concatenate([start, np.repeat(far, m, axis=0)])
+  again = lambda a: np.concatenate([a] * (1 + len(far)))  # noqa: E731
+  solution = solver.minimise(
+    law, problem.space, problem.rows.inputs, problem.target, problem.rows.weights, begin, again(lower), again(upper),
+    again(matrix), again(offset), delta=problem.delta, wide=problem.wide, tilt=problem.tilt, reach=base.reach,
+  )  # fmt: skip
+  objective = np.where(np.isfinite(solution.objective), solution.objective, np.inf).reshape(1 + len(far), m)
+  best = objective.argmin(0)
+  lane = best * m + np.arange(m)
+  u = solution.u[lane]
+  transformed = np.einsum('mpq,mq->mp', matrix, u) + offset
+  natural = np.where(base.is_log, np.exp(np.where(base.is_log, transformed, 0.0)), transformed)
+  objective = objective.min(0)
+  own = solver_objective(problem)
+  ratio = 1.0
+  if spread.moving[j]:
+    a, b = (np.diag(base.matrix @ c @ base.matrix.T)[j] for c in (spread.naive, spread.covariance))
+    ratio = min(1.0, a / b) if b > 0 else 1.0
+  statistic = 2 * (objective - own) / min(problem.delta, 1.0) * spread.scale * ratio
+  return objective, np.maximum(statistic, 0.0), natural
+
+
+def solver_objective(problem) -> float:
+  """The objective at problem.u, as the solver counts it (Huber at the solver's delta)."""
+  r = residuals(problem, problem.u)
+  a, delta = np.abs(r), problem.delta
+  side = np.where(r < 0, problem.tilt[1], problem.tilt[0])
+  with np.errstate(invalid='ignore'):
+    rho = np.where(a <= delta, 0.5 * a * a, delta * (a - 0.5 * delta) if math.isfinite(delta) else 0.0)
+  return float((problem.rows.weights * side * rho).sum())
+
+
+def profile(fit_or_problem, name: str, level: float = 0.95, points: int = 33) -> dict:
+  """Profile likelihood of one parameter: {'values', 'objective', 'statistic', 'others', 'threshold', 'ci', 'unbounded'}.
+
+  The objective is minimised over the other parameters at each value; `ci` is where the statistic stays below its threshold
+  (Student's t squared), -inf or inf (0 for positive parameters) where it never leaves it before the search's edge.
+  """
+  problem = getattr(fit_or_problem, 'problem', fit_or_problem)
+  if problem is None:
+    raise UserError('this fit was read from a file: a profile needs the data; fit again')
+  spread = sandwich(problem)
+  c, law = problem.coordinates, problem.law
+  j = law.index(name)
+  if not c.moving[j]:
+    raise UserError(f'{name!r} is fixed or tied: it has no profile')
+  is_log = law.parameters[j].transform == 'log'
+  at = float(c.transformed(problem.u)[j])
+  edge = 6.9 if is_log else max(5.0 * abs(at), 3.0)
+  low_bound, high_bound = law.parameters[j].bounds if not is_log else (-math.inf, math.inf)
+  se = float(spread._transformed(spread.covariance)[j])
+  se = se if 0 < se < edge else edge / 4
+  threshold = spread.quantile(level) ** 2
+  natural = np.exp if is_log else np.asarray
+  seen: dict[float, tuple] = {at: (solver_objective(problem), 0.0, c.values(problem.u))}
+
+  def look(v: np.ndarray) -> None:
+    v = np.array([x for x in dict.fromkeys(np.clip(v, low_bound, high_bound).tolist()) if x not in seen])
+    if len(v):
+      for x, *found in zip(v.tolist(), *profile_objective(problem, spread, name, natural(v)), strict=True):
+        seen[x] = tuple(found)
+
+  reach = threshold**0.5 * se * np.array([0.25, 0.5, 0.75, 1.0, 1.4, 2.0, 4.0])
+  reach = np.unique(np.concatenate([reach[reach < edge], edge * np.array([0.5, 1.0])]))
+  look(np.concatenate([at - reach, at + reach]))
+  ends = []
+  for sign in (-1, 1):
+    end = None
+    for _ in range(3):
+      side = sorted((x for x in seen if sign * (x - at) >= 0), key=lambda x: sign * x)
+      out = [i for i, x in enumerate(side) if seen[x][1] > threshold]
+      if not out:
+        break
+      inside, outside = side[out[0] - 1], side[out[0]]
+      end = (inside, outside)
+      look(np.linspace(inside, outside, 8)[1:-1])
+    if end is None:
+      ends.append(sign * math.inf)
+      continue
+    a, b = (math.sqrt(seen[x][1]) for x in end)
+    ends.append(end[0] + (end[1] - end[0]) * (threshold**0.5 - a) / max(b - a, 1e-300))
+  lowest, highest = max(ends[0], at - edge), min(ends[1], at + edge)
+  look(np.linspace(lowest, highest, points))
+  order = np.array(sorted(seen))
+  ci = [float(np.exp(e)) if is_log else float(max(min(e, high_bound), low_bound)) for e in ends]
+  return {
+    'parameter': name,
+    'values': natural(order),
+    'objective': np.array([seen[x][0] for x in order.tolist()]),
+    'statistic': np.array([seen[x][1] for x in order.tolist()]),
+    'others': np.array([seen[x][2] for x in order.tolist()]),
+    'threshold': threshold,
+    'ci': ci,
+    'unbounded': [
+      not math.isfinite(e) and not math.isfinite(b) for e, b in zip(ends, (low_bound, high_bound), strict=True)
+    ],
+    'searched': [float(natural(np.array(at - edge))), float(natural(np.array(at + edge)))],
+  }
+
+
+def replicate_noise(table, law, outcome: str | None = None) -> dict:
+  """Scatter of runs that differ in seed only: {'sd_log', 'sd', 'groups', 'degrees'}; nan where no run is repeated.
+
+  It is the floor of any interval for a single run, and of the residuals of a law that is right.
+  """
+  from analysis import laws
+  from analysis.rows import to_columns
+
+  law = laws.get(law)
+  data = to_columns(table)
+  y = np.asarray(data[outcome or law.outcome], np.float64)
+  keys = np.stack([np.asarray(data[c], np.float64) for c in law.inputs], axis=1)
+  good = np.isfinite(y) & np.isfinite(keys).all(1)
+  _, codes = np.unique(keys[good], axis=0, return_inverse=True)
+  y, sizes = y[good], np.bincount(codes.ravel())
+  degrees = int((sizes - 1).sum())
+
+  def pooled(values: np.ndarray) -> float:
+    mean = np.bincount(codes.ravel(), values) / sizes
+    return math.sqrt(((values - mean[codes.ravel()]) ** 2).sum() / degrees) if degrees else math.nan
+
+  sd_log = pooled(np.log(y)) if (y > 0).all() else math.nan
+  return {'sd_log': sd_log, 'sd': pooled(y), 'groups': int((sizes > 1).sum()), 'degrees': degrees}
