@@ -5,7 +5,6 @@ follows from the logical axes: stacked `layers` are separate entries there, `hea
 and a linear layer lies [out, in] (LLaMA) or [in, out] (GPT-2).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,13 +55,15 @@ _LLAMA_TOP = {
 
 def family_of(model: config.Model) -> str:
   """`gpt2` or `llama`. Raises UserError for a model that neither family can hold."""
-  if model.positions == 'learned' and model.norm == 'layernorm' and model.mlp == 'gelu' and model.bias and model.tied:
-    plain = not model.qk_norm and model.kv_head_count == model.heads and model.heads * model.head_size == model.width
-    if plain and model.window is None:
+  plain = not (model.qk_norm or model.attention_softcap or model.logit_softcap) and model.window_every == 1
+  if plain and (model.positions, model.norm, model.mlp, model.bias, model.tied) == (
+    'learned', 'layernorm', 'gelu', True, True,
+  ):  # fmt: skip
+    square = model.kv_head_count == model.heads and model.heads * model.head_size == model.width
+    if square and model.window is None:
       return 'gpt2'
-  if model.positions == 'rotary' and model.norm == 'rmsnorm' and model.mlp == 'swiglu' and not model.bias:
-    if not model.qk_norm and model.window_every == 1 and not model.attention_softcap and not model.logit_softcap:
-      return 'llama'
+  if plain and (model.positions, model.norm, model.mlp, model.bias) == ('rotary', 'rmsnorm', 'swiglu', False):
+    return 'llama'
   raise UserError('this model has no Hugging Face family here: only GPT-2 and LLaMA shapes are converted')
 
 
