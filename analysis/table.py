@@ -211,6 +211,6 @@ def _sql_error(message: str, columns: Iterable[str]) -> str:
   if 'Referenced column' in first and '"' in first:
     name = first.split('"')[1]
     return f'no column {name!r}: {_near(name, columns)}'
-  if 'disabled' in first or 'does not exist' in first and 'Table' in first:
+  if 'disabled' in first or ('does not exist' in first and 'Table' in first):
     first += ' (the select list sees this table only)'
   return first[:300]
