@@ -18,7 +18,7 @@
     return (mantissa === '1' ? ten : mantissa + '×' + ten).replace(/-/g, '−');
   }
   function short(v, digits) {
-    return String(Number(v.toPrecision(digits))).replace(/-/g, '−');
+    return v !== 0 && Math.abs(v) < 1e-4 ? power(v, digits) : String(Number(v.toPrecision(digits))).replace(/-/g, '−');
   }
   function text(v, unit, digits = 3) {
     if (v === null || !Number.isFinite(v)) return '–';
