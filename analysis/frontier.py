@@ -236,16 +236,17 @@ def isoflop(
     if not spare:
       messages.append('no interval: each budget has 3 sizes, which a parabola meets exactly; give the noise of a loss')
   draws = []
-  random = np.random.default_rng(seed)
-  for _ in range(bootstrap if noise > 0 else 0):
-    again = [_minimum(n, loss + noise * random.standard_normal(len(n)), method) for _, n, _, loss, _ in kept]
-    ok = [i for i, a in enumerate(again) if not a['why']]
-    if len(ok) < 2:
-      continue
-    at = np.array([again[i]['at'] for i in ok])
-    draws.append(
-      _lines(c[ok], at, np.array([np.interp(x, kept[i][1], kept[i][2]) for i, x in zip(ok, at, strict=True)]))
-    )
+  if bootstrap and noise > 0:
+    random = np.random.default_rng(seed)
+    again = [
+      _resampled(n, loss + noise * random.standard_normal((bootstrap, len(n))), method) for _, n, _, loss, _ in kept
+    ]
+    at = np.stack(again, axis=1)  # nan where a resample has no minimum
+    depth = np.stack([np.interp(a, k[1], k[2]) for a, k in zip(again, kept, strict=True)], axis=1)
+    for x, y in zip(at, depth, strict=True):
+      ok = np.isfinite(x)
+      if ok.sum() >= 2:
+        draws.append(_lines(c[ok], x[ok], y[ok]))
   if bootstrap and noise > 0 and len(draws) < 0.8 * bootstrap:
     messages.append(f'{1 - len(draws) / bootstrap:.0%} of the resamples have no two budgets with a minimum')
   table_ = pd.DataFrame(
@@ -392,15 +393,9 @@ def _minimum(n: np.ndarray, loss: np.ndarray, method: str) -> dict[str, Any]:
     values = Akima1DInterpolator(n, loss)(grid)
     i = int(np.argmin(values))
     found = {'at': grid[i], 'least': values[i], 'residuals': np.zeros(len(n)), 'coefficients': None}
-    return found | {'why': _edge(i, len(grid))}
-  weight = np.ones(len(n))
-  for _ in range(20):  # Huber weights at 1.345 robust deviations, so that one odd run does not bend the curve
-    coefficients = np.polyfit(n - centre, loss, 2, w=np.sqrt(weight))
-    residuals = loss - np.polyval(coefficients, n - centre)
-    scale = 1.4826 * np.median(np.abs(residuals))
-    if len(n) < 5 or scale < 1e-12:
-      break
-    weight = 1 / np.maximum(np.abs(residuals) / (1.345 * scale), 1)
+    why = _edge(i, len(grid))
+    return found | {'why': why, 'at': np.nan if why else grid[i]}
+  (coefficients,), (residuals,) = _parabolas(n - centre, loss[None])
   bend, slope, _ = coefficients
   found = empty | {'residuals': residuals, 'coefficients': (*map(float, coefficients), float(centre))}
   if not bend > 0:
@@ -410,6 +405,33 @@ def _minimum(n: np.ndarray, loss: np.ndarray, method: str) -> dict[str, Any]:
   if at < n[0] or at > n[-1]:
     return found | {'why': f'the minimum lies beyond the {"smallest" if at < n[0] else "largest"} size'}
   return found | {'at': float(at), 'least': least, 'why': ''}
+
+
+def _parabolas(x: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Robust parabolas through losses [b, k] at x [k]: coefficients [b, 3], highest power first, and residuals [b, k].
+
+  From 5 points on, Huber weights at 1.345 robust deviations, so that one odd run does not bend the curve.
+  """
+  scale = np.abs(x).max()
+  basis = np.vander(x / scale, 3)
+  weight = np.ones_like(losses)
+  for _ in range(20 if len(x) >= 5 else 1):
+    normal = np.einsum('bk,ki,kj->bij', weight, basis, basis)
+    coefficients = np.linalg.solve(normal, np.einsum('bk,ki,bk->bi', weight, basis, losses)[..., None])[..., 0]
+    residuals = losses - coefficients @ basis.T
+    deviation = np.maximum(1.4826 * np.median(np.abs(residuals), axis=1, keepdims=True), 1e-12)
+    weight = 1 / np.maximum(np.abs(residuals) / (1.345 * deviation), 1)
+  return coefficients / scale ** np.array([2, 1, 0]), residuals
+
+
+def _resampled(n: np.ndarray, losses: np.ndarray, method: str) -> np.ndarray:
+  """Minima [b] of resampled losses [b, k]; nan where there is none inside."""
+  if method == 'akima' and len(n) >= 5:
+    return np.array([_minimum(n, loss, method)['at'] for loss in losses])
+  coefficients, _ = _parabolas(n - n.mean(), losses)
+  with np.errstate(divide='ignore', invalid='ignore'):
+    at = n.mean() - coefficients[:, 1] / (2 * coefficients[:, 0])
+  return np.where((coefficients[:, 0] > 0) & (at >= n[0]) & (at <= n[-1]), at, np.nan)
 
 
 def _edge(i: int, length: int) -> str:
