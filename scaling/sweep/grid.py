@@ -1,15 +1,15 @@
 """Grids of runs: every combination of values over config paths, zips, chains and filters.
 
-    runs = grid(
-      Run(),
-      {
-        'model': ['ladder-4k', 'ladder-16k'],               # presets by name, or Model objects
-        'data.tokens': [2**18, 2**20],
-        'optim.learning_rate': rule,                        # a function of the run so far
-        ('seed', 'data.order_seed'): [(0, 7), (1, 8)],      # paths that move together
-      },
-      where=lambda run: run.data.tokens <= 2**20,
-    )
+runs = grid(
+  Run(),
+  {
+    'model': ['ladder-4k', 'ladder-16k'],               # presets by name, or Model objects
+    'data.tokens': [2**18, 2**20],
+    'optim.learning_rate': rule,                        # a function of the run so far
+    ('seed', 'data.order_seed'): [(0, 7), (1, 8)],      # paths that move together
+  },
+  where=lambda run: run.data.tokens <= 2**20,
+)
 """
 
 import itertools
@@ -73,9 +73,7 @@ def zipped(base: Run, axes: Mapping[str, Sequence[Any]], where: Callable[[Run], 
   """
   sizes = {path: len(values) for path, values in axes.items()}
   if len(set(sizes.values())) > 1:
-    raise UserError(
-      'zipped axes differ in length: ' + ', '.join(f'{path} has {size}' for path, size in sizes.items())
-    )
+    raise UserError('zipped axes differ in length: ' + ', '.join(f'{path} has {size}' for path, size in sizes.items()))
   return grid(base, {tuple(axes): list(zip(*axes.values(), strict=True))}, where)
 
 

@@ -29,14 +29,20 @@ def define(values: flags.FlagValues) -> None:
   text('law', 'chinchilla', 'a law, or several with commas')
   text('select', None, 'SQL select list that makes the columns from the table')
   text('where', None, 'SQL condition on rows')
-  text('loss', None, 'what is minimised: squared, huber, l1, asymmetric, or log- and one of these; the law\'s own if not given')
+  text(
+    'loss',
+    None,
+    "what is minimised: squared, huber, l1, asymmetric, or log- and one of these; the law's own if not given",
+  )
   flags.DEFINE_float('delta', 1e-3, 'width of the Huber loss, in log units for log-huber', flag_values=values)
   flags.DEFINE_integer('bootstrap', 0, 'resamples for the intervals; 0: from the sandwich covariance',
                        lower_bound=0, flag_values=values)  # fmt: skip
   text('cluster', 'auto', 'column whose equal values are resampled together; auto: run_id if there is one; none: rows')
   flags.DEFINE_enum('rows', 'auto', ['auto', 'final', 'all'], 'the last row of each run, or each row; auto: the last where the table '
                     'marks it (a study), else each', flag_values=values)  # fmt: skip
-  flags.DEFINE_boolean('drop', False, 'leave bad rows out, and say which, instead of refusing the table', flag_values=values)
+  flags.DEFINE_boolean(
+    'drop', False, 'leave bad rows out, and say which, instead of refusing the table', flag_values=values
+  )
   flags.DEFINE_integer('seed', 0, 'of starts and resamples', flag_values=values)
   text('out', None, 'JSON file of fits to write; fits of other laws in it are kept')
 

@@ -1,0 +1,26 @@
+"""`scaling report`: figures, tables and the page, from records."""
+
+from absl import flags
+
+USAGE = 'DIR [--figures=NAME,...] [--tables=NAME,...]'
+SUMMARY = 'figures (SVG, PNG), tables (CSV, Markdown, LaTeX) and one self-contained HTML page'
+DETAILS = """
+DIR is the --out of scaling run, or a table of runs. Without names, all that the study asks for and the records allow is made;
+--figures=list says what there is, and what each needs.
+"""
+EXAMPLES = ('scaling report out/quickstart', 'scaling report out/quickstart --figures=list')
+ARGUMENTS = (1, 1)
+
+
+def define(values: flags.FlagValues) -> None:
+  """The flags."""
+  flags.DEFINE_string('figures', None, 'names with commas, or list', flag_values=values)
+  flags.DEFINE_string('tables', None, 'names with commas, or list', flag_values=values)
+
+
+def main(args: list[str], values: flags.FlagValues) -> int:
+  """Writes the report and prints where it is."""
+  from analysis import verbs as analysis_verbs
+
+  print(analysis_verbs.report_verb(args[0], figures=values.figures, tables=values.tables))
+  return 0
