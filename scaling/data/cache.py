@@ -52,17 +52,15 @@ def disk_errors() -> Iterator[None]:
       raise UserError(
         f'no space left on the disk of the cache {root()}: free some, or set SCALING_CACHE to a folder elsewhere'
       ) from e
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-      raise UserError(
-        f'cannot write to the cache {root()} ({os.strerror(number)}): set SCALING_CACHE to a folder that can be written'
-      ) from e
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+      raise _unwritable(e) from e
     raise
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
   """Holds an exclusive lock on `path`.lock; other processes wait. The system frees it when a holder dies."""
-  path.parent.mkdir(parents=True, exist_ok=True)
+  _make_folder(path.parent)
   with Path(f'{path}.lock').open('a') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
@@ -70,7 +68,7 @@ def lock(path: Path) -> Iterator[None]:
 
 def write_atomic(path: Path, text: str) -> None:
   """Writes a small file whole: temporary file, flush to disk, rename."""
-  path.parent.mkdir(parents=True, exist_ok=True)
+  _make_folder(path.parent)
   part = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     with part.open('w', encoding='utf-8') as file:
@@ -155,6 +153,20 @@ def check(path: Path) -> tuple[dict[str, Any] | None, str]:
       return None, f'{name} has other content than was written'
   _verified[path] = signature
   return meta, ''
+
+
+def _make_folder(folder: Path) -> None:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    if e.errno == errno.ENOSPC:
+      raise
+    raise _unwritable(e) from e
+
+
+def _unwritable(e: Exception) -> UserError:
+  reason = getattr(e, 'strerror', None) or e
+  return UserError(f'cannot write to the cache {root()} ({reason}): set SCALING_CACHE to a folder that can be written')
 
 
 def _seal(file: Path) -> tuple[int, int, str]:
