@@ -26,11 +26,11 @@ def compute_dtype(model: config.Model) -> jnp.dtype:
 class Norm(nnx.Module):
   """LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467) over the last axis."""
 
-  def __init__(self, model: config.Model, size: int, key: jax.Array, kind: str | None = None):
+  def __init__(self, model: config.Model, size: int, kind: str | None = None):
     self.kind, self.eps = kind or model.norm, model.norm_eps
-    self.scale = axes.param(key, (size,), ('norm',), axes.ones)
+    self.scale = axes.param(None, (size,), ('norm',), axes.ones)
     if self.kind == 'layernorm' and model.bias:
-      self.bias = axes.param(key, (size,), ('norm',), axes.zeros)
+      self.bias = axes.param(None, (size,), ('norm',), axes.zeros)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     y = x.astype(jnp.float32)
@@ -45,9 +45,8 @@ class Norm(nnx.Module):
 class Mlp(nnx.Module):
   """GELU (tanh form, arXiv:1606.08415) or SwiGLU (arXiv:2002.05202, equation 6)."""
 
-  def __init__(self, model: config.Model, key: jax.Array):
+  def __init__(self, model: config.Model, keys: jax.Array):
     d, f = model.width, model.mlp_size
-    keys = jax.random.split(key, 3)
     std = axes.normal(model.init_std)
     self.kind = model.mlp
     if self.kind == 'swiglu':
@@ -56,9 +55,9 @@ class Mlp(nnx.Module):
     self.down = axes.param(keys[2], (f, d), ('mlp', 'embed'), axes.normal(residual_std(model)))
     if model.bias:
       if self.kind == 'swiglu':
-        self.gate_bias = axes.param(key, (f,), ('mlp',), axes.zeros)
-      self.up_bias = axes.param(key, (f,), ('mlp',), axes.zeros)
-      self.down_bias = axes.param(key, (d,), ('norm',), axes.zeros)
+        self.gate_bias = axes.param(None, (f,), ('mlp',), axes.zeros)
+      self.up_bias = axes.param(None, (f,), ('mlp',), axes.zeros)
+      self.down_bias = axes.param(None, (d,), ('norm',), axes.zeros)
 
   def __call__(self, x_btd: jax.Array) -> jax.Array:
     up_btf = self._project(x_btd, 'up')
@@ -79,9 +78,8 @@ class Mlp(nnx.Module):
 class Attention(nnx.Module):
   """Causal attention with as many or fewer key and value heads as query heads (arXiv:2305.13245)."""
 
-  def __init__(self, model: config.Model, key: jax.Array):
+  def __init__(self, model: config.Model, keys: jax.Array):
     d, h, g, k = model.width, model.heads, model.kv_head_count, model.head_size
-    keys = jax.random.split(key, 4)
     std = axes.normal(model.init_std)
     self.model = model
     self.query = axes.param(keys[0], (d, h, k), ('embed', 'heads', 'head_dim'), std)
@@ -89,13 +87,13 @@ class Attention(nnx.Module):
     self.value = axes.param(keys[2], (d, g, k), ('embed', 'kv_heads', 'head_dim'), std)
     self.out = axes.param(keys[3], (h, k, d), ('heads', 'head_dim', 'embed'), axes.normal(residual_std(model)))
     if model.bias:
-      self.query_bias = axes.param(key, (h, k), ('heads', 'head_dim'), axes.zeros)
-      self.key_bias = axes.param(key, (g, k), ('kv_heads', 'head_dim'), axes.zeros)
-      self.value_bias = axes.param(key, (g, k), ('kv_heads', 'head_dim'), axes.zeros)
-      self.out_bias = axes.param(key, (d,), ('norm',), axes.zeros)
+      self.query_bias = axes.param(None, (h, k), ('heads', 'head_dim'), axes.zeros)
+      self.key_bias = axes.param(None, (g, k), ('kv_heads', 'head_dim'), axes.zeros)
+      self.value_bias = axes.param(None, (g, k), ('kv_heads', 'head_dim'), axes.zeros)
+      self.out_bias = axes.param(None, (d,), ('norm',), axes.zeros)
     if model.qk_norm:  # arXiv:2302.05442, section 2, as RMSNorm over each head
-      self.query_norm = Norm(model, k, key, 'rmsnorm')
-      self.key_norm = Norm(model, k, key, 'rmsnorm')
+      self.query_norm = Norm(model, k, 'rmsnorm')
+      self.key_norm = Norm(model, k, 'rmsnorm')
 
   def __call__(
     self,

@@ -19,7 +19,7 @@ TINY = Model(layers=2, width=16, heads=2, vocab=VOCAB, init_std=0.3, dtype='floa
 VARIANTS = {
   'rotary swiglu': TINY,
   'gpt2': dataclasses.replace(TINY, norm='layernorm', mlp='gelu', positions='learned', context=TIME, bias=True),
-  'gpt3': dataclasses.replace(TINY, layers=5, positions='alibi', window=3, window_every=2, bias=True),
+  'gpt3': dataclasses.replace(TINY, layers=3, positions='alibi', window=3, window_every=2, bias=True),
   'grouped, capped': dataclasses.replace(
     TINY, heads=4, kv_heads=2, qk_norm=True, attention_softcap=5.0, logit_softcap=9.0, tied=False
   ),
@@ -33,16 +33,14 @@ variants = pytest.mark.parametrize('model', VARIANTS.values(), ids=VARIANTS.keys
 
 @functools.cache
 def _params(model, seed=0):
-  """Parameters none of which sits at its initial constant."""
-  params = init(model, jax.random.key(seed))
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  noisy = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-  return jax.tree.unflatten(treedef, noisy)
+  """Parameters none of which sits at its initial constant; drawn by numpy, as nothing needs compiling there."""
+  rng = np.random.default_rng(seed)
+  noise = lambda p: jnp.asarray((p.ndim < 2) + model.init_std * rng.standard_normal(p.shape), jnp.float32)  # noqa: E731
+  return jax.tree.map(noise, decoder.abstract(model)[1])
 
 
 def _tokens(batch=2, time=TIME, seed=2):
-  return jax.random.randint(jax.random.key(seed), (batch, time), 0, VOCAB)
+  return jnp.asarray(np.random.default_rng(seed).integers(0, VOCAB, (batch, time)))
 
 
 def _influence(model, params, segments_bt=None, execution=None):
@@ -58,8 +56,9 @@ def _influence(model, params, segments_bt=None, execution=None):
   return np.abs(grads_tvd[:, :TIME]).sum(-1)
 
 
-@variants
-def test_causal_by_gradients(model):
+@pytest.mark.parametrize('name', ['rotary swiglu', 'gpt2', 'gpt3'])
+def test_causal_by_gradients(name):
+  model = VARIANTS[name]
   params = _params(dataclasses.replace(model, tied=False))
   influence_ts = _influence(model, params)
   assert np.all(influence_ts[np.triu_indices(TIME, 1)] == 0)
@@ -87,15 +86,14 @@ def test_banded_layers_alternate_with_dense_ones():
   np.testing.assert_allclose(mixed[:, :3], dense[:, :3], atol=1e-4)  # the band is not felt before its width
 
 
-@variants
-def test_document_mask_equals_separate_documents(model):
-  if model.positions == 'learned':  # they keep their place in the window: documented, and tested below
-    model = dataclasses.replace(model, positions='rotary', context=None)
+@pytest.mark.parametrize('name', ['rotary swiglu', 'gpt3', 'no positions'])
+def test_document_mask_equals_separate_documents(name):
+  model = VARIANTS[name]
   params, tokens_bt = _params(model), _tokens(batch=1)
-  segments_bt = jnp.array([[0] * 5 + [1] * 7])
+  segments_bt = jnp.array([[0] * 6 + [1] * 6])
   packed = apply(model, params, tokens_bt, segments_bt)
-  first = apply(model, params, tokens_bt[:, :5])
-  second = apply(model, params, tokens_bt[:, 5:])
+  first = apply(model, params, tokens_bt[:, :6])
+  second = apply(model, params, tokens_bt[:, 6:])
   np.testing.assert_allclose(packed, jnp.concatenate([first, second], 1), atol=2e-4)
 
 
@@ -107,8 +105,9 @@ def test_positions_keep_their_place_in_the_window():
   np.testing.assert_allclose(packed[:, 5:], second, atol=1e-4)
 
 
-@variants
-def test_scan_equals_unrolled_and_remat_changes_nothing(model):
+@pytest.mark.parametrize('name', ['rotary swiglu', 'gpt3'])
+def test_scan_equals_unrolled_and_remat_changes_nothing(name):
+  model = VARIANTS[name]
   params, tokens_bt = _params(model), _tokens()
 
   def loss_and_grads(execution):
@@ -157,7 +156,8 @@ def test_every_parameter_names_its_axes(model):
   for struct, names in zip(jax.tree.leaves(shapes), jax.tree.leaves(named, is_leaf=is_axes), strict=True):
     assert len(struct.shape) == len(names) and set(names) <= set(axes.NAMES)
     assert struct.dtype == jnp.float32
-  jax.tree.map(lambda s, p: (s.shape == p.shape) or pytest.fail(), shapes, init(model, jax.random.key(0)))
+  made = jax.eval_shape(lambda: decoder.init(model, jax.random.key(0)))
+  jax.tree.map(lambda s, p: (s.shape == p.shape) or pytest.fail(str(s)), shapes, made)
   assert all(names[0] == 'layers' for names in jax.tree.leaves(named['blocks'], is_leaf=is_axes))
 
 
@@ -200,10 +200,10 @@ def test_initial_scales():
 
 def test_lanes_of_a_pack_equal_single_models():
   keys = jax.random.split(jax.random.key(3), 2)
-  packed = jax.vmap(lambda k: init(TINY, k))(keys)
+  packed = jax.jit(jax.vmap(lambda k: init(TINY, k)))(keys)
   single = init(TINY, keys[1])
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), packed, single)
-  logits = jax.vmap(lambda p: apply(TINY, p, _tokens()))(packed)
+  logits = jax.jit(jax.vmap(lambda p: apply(TINY, p, _tokens())))(packed)
   np.testing.assert_allclose(logits[1], apply(TINY, single, _tokens()), atol=1e-4)
 
 
@@ -212,4 +212,4 @@ def test_mistakes_are_told_in_one_line():
     decoder.abstract(dataclasses.replace(TINY, vocab=None))
   short = dataclasses.replace(VARIANTS['gpt2'], context=8)
   with pytest.raises(UserError, match=r'sequence of 12 is longer than model\.context=8'):
-    apply(short, init(short, jax.random.key(0)), _tokens())
+    apply(short, _params(short), _tokens())

