@@ -280,7 +280,7 @@ def refusal(results: Sequence[dict]) -> str | None:
     size = first['bytes_per_chip']
     why = f'{size["total"] / 2**30:.1f} GiB a chip, and {first["topology"]} has {size["available"] / 2**30:.1f}'
     if first['advice']:
-      why += f'; {first["advice"][0]["change"]} would make it about {first["advice"][0]["total"] / 2**30:.1f}'
+      why += f'; try {first["advice"][0]}'
   names = [name for r in bad for name in r['runs']]
   shown = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
   return f'{len(names)} of {sum(len(r["runs"]) for r in results)} runs do not fit ({shown}): {why}'

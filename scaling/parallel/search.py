@@ -132,12 +132,12 @@ def search(
   return results
 
 
-def advice(run: Run, execution: Execution, where: Topology, spec: MeshSpec, total: int) -> list[dict[str, Any]]:
-  """What would bring a program of `total` bytes a chip within the chip's memory.
+def advice(run: Run, execution: Execution, where: Topology, spec: MeshSpec, total: int) -> list[str]:
+  """What would bring a program of `total` bytes a chip within the chip's memory: one line a change, as one types it,
+  with the memory that it leaves: the ledger's, scaled so that the program at hand has `total`.
 
-  Each entry: `change` as one would type it, `total` bytes per chip after it, and whether that `fits`. The totals are
-  the ledger's, scaled so that the program at hand has `total`. Those that fit come first, the cheapest in speed first;
-  where no single change is enough, all of them together, a larger slice last.
+  Changes that are enough come first, the cheapest in speed first, a larger slice last. Where no change is enough, the
+  two that help most are named, and said to be too little.
   """
   available = aot.AVAILABLE[where.family]
   scale = total / _memory(run, execution, spec)
@@ -164,7 +164,11 @@ def advice(run: Run, execution: Execution, where: Topology, spec: MeshSpec, tota
   fitting = [entry for entry in out if entry['fits']]
   if not fitting:
     fitting = sorted(out, key=lambda e: e['total'])[:2]
-  return [*_first_of_each(fitting), *_larger(run, execution, where, spec, scale, available)]
+  entries = [*_first_of_each(fitting), *_larger(run, execution, where, spec, scale, available)]
+  return [
+    f'{e["change"]}: about {e["total"] / 2**30:.1f} GiB a chip{"" if e["fits"] else ", still too much"}'
+    for e in entries
+  ]
 
 
 def _first_of_each(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
