@@ -4,6 +4,7 @@ Nothing here touches a device until a program is called, so they can be lowered 
 Runs that differ in schedule, budget, seed or data share their programs: what differs is an argument.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 from typing import Any
@@ -54,18 +55,13 @@ class Program:
 
   mesh: Mesh
   capacity: int  # steps per dispatch at most
-  shardings: State  # of the state
+  shapes: State  # ShapeDtypeStructs with shardings: what is donated, and what a checkpoint restores into
   batch_sharding: NamedSharding  # of stacked batches [k, batch, ...]
   signal_sharding: NamedSharding
   init: Any
   train: Any
   evaluate: Any
-
-  @functools.cached_property
-  def shapes(self) -> State:
-    """The state as ShapeDtypeStructs with shardings: what a checkpoint restores into."""
-    shapes = jax.eval_shape(self.init, jax.random.key(0))
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
+  compiled: dict = dataclasses.field(default_factory=dict)  # see compile_program
 
 
 def make_program(run: Run, execution: Execution, mesh: Mesh, capacity: int | None = None) -> Program:
@@ -160,7 +156,7 @@ def _program(model: Model, optimizer: Optim, execution: Execution, mesh: Mesh, c
   return Program(
     mesh=mesh,
     capacity=capacity,
-    shardings=shardings,
+    shapes=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
     batch_sharding=batch_sharding,
     signal_sharding=signal_sharding,
     init=jax.jit(init, out_shardings=shardings),
@@ -221,3 +217,45 @@ def batch_shapes(data: Data, stacked: int, sharding: NamedSharding, masked: bool
     segments_bt=shape(t + 1, jnp.int32) if data.document_mask else None,
     mask_bt=shape(t, jnp.bool_) if masked else None,
   )
+
+
+def compile_program(program: Program, data: Data, validation: Batch, fresh: bool) -> Program:
+  """The program with its parts compiled, side by side where there are cores: so that no step waits for the compiler.
+
+  validation: stacked batches, or their shapes. fresh: whether `init` will be needed. What was compiled before in
+  this process is taken again.
+  """
+  everywhere = meshes.replicated(program.mesh)
+
+  def scalar(dtype, *shape, sharding=everywhere):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=program.batch_sharding), validation)
+  wanted = {
+    'train': (
+      program.shapes,
+      batch_shapes(data, program.capacity, program.batch_sharding),
+      scalar(jnp.float32, program.capacity),
+      scalar(jnp.int32),
+      scalar(jnp.bool_),
+      scalar(jnp.int32, program.mesh.size, sharding=program.signal_sharding),
+    ),
+    'evaluate': (program.shapes.params, shapes),
+  }
+  if fresh:
+    wanted['init'] = (jax.eval_shape(lambda: jax.random.key(0)),)
+  lowered = {}
+  for name, arguments in wanted.items():
+    key = (name, *jax.tree.leaves(arguments[1:]))
+    if key not in program.compiled:
+      lowered[key] = getattr(program, name).lower(*arguments)
+  with concurrent.futures.ThreadPoolExecutor(1 if jax.process_count() > 1 else 3) as pool:
+    program.compiled.update(zip(lowered, pool.map(lambda x: x.compile(), lowered.values()), strict=True))
+  made = {name: program.compiled[(name, *jax.tree.leaves(arguments[1:]))] for name, arguments in wanted.items()}
+  return dataclasses.replace(program, **made)
+
+
+def snapshot(state: State) -> Metrics:
+  """The metrics of a state between dispatches, as copies that outlive it."""
+  scalars = {f.name: jnp.copy(getattr(state, f.name)) for f in dataclasses.fields(Metrics) if hasattr(state, f.name)}
+  return Metrics(**scalars, train_loss=state.loss_sum / state.loss_count, signal=jnp.int32(0))
