@@ -158,8 +158,13 @@ def _installed(corpus: str) -> Listing:
 
 def _files(folder: Path, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, int, int]]:
   """All files below a folder in the order of their paths, hidden ones and `__pycache__` left out."""
-  found = []
+  found, visited = [], set()
   for parent, folders, names in os.walk(folder, followlinks=True):
+    real = os.path.realpath(parent)
+    if real in visited:  # a link that leads back up
+      folders.clear()
+      continue
+    visited.add(real)
     folders[:] = [d for d in folders if not d.startswith('.') and d != '__pycache__' and d not in skip]
     for name in names:
       path = Path(parent, name)

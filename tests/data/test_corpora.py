@@ -63,6 +63,12 @@ def test_a_folder_may_mix_kinds_and_hidden_files_are_left_out(tmp_path):
   assert sorted(read(str(tmp_path))) == sorted([*TEXTS[:3], 'one', 'two'])
 
 
+def test_a_link_that_leads_back_up_is_followed_once(tmp_path):
+  write_folder(tmp_path, TEXTS[:3])
+  (tmp_path / 'loop').symlink_to(tmp_path)
+  assert sorted(read(str(tmp_path))) == sorted(TEXTS[:3])
+
+
 def test_documents_are_array_records_of_a_tfds_builder(tmp_path):
   import tensorflow_datasets as tfds
 
