@@ -9,6 +9,7 @@ from scaling import config, ledger
 from scaling.config import Execution, Run
 from scaling.errors import UserError
 from scaling.sweep import records, timing
+from scaling.sweep.engines import local
 from scaling.sweep.study import Study
 
 
@@ -90,7 +91,6 @@ def make(study: Study, out_dir: Path, workers: int | None = None) -> Plan:
     UserError: what is wrong with the corpus, tokenizer or shapes, as found without training.
   """
   from scaling import data
-  from scaling.sweep.engines import local
 
   workers = workers or local.worker_count()
   chosen: dict[str, tuple[Run, bool]] = {}
@@ -240,11 +240,20 @@ def _flops(run: Run) -> ledger.Flops:
   return ledger.Flops(**{key: value * tokens for key, value in per_token.to_dict().items()})
 
 
+def memory_bound(cell: Cell) -> int:
+  """Bytes of one worker at a cell, certainly enough, by arithmetic alone; `Plan.memory` is nearer and slower."""
+  model, data = cell.run.model, cell.run.data
+  per_token = model.layers * (48 * model.width + 12 * model.mlp_size + 6 * model.heads * data.sequence_length)
+  floats = 8 * cell.parameters.total + data.batch_tokens * (per_token + 6 * model.vocab)
+  return timing.PROCESS_BYTES + 4 * floats
+
+
 def _step_bytes(cell: Cell, execution: Execution) -> int:
   """Bytes of state and activations of one training step; one answer per shape."""
   key = (cell.shape, execution)
   if key not in _bytes_of_shape:
-    _bytes_of_shape[key] = int(ledger.memory(cell.run, execution, {}).total)
+    # The platform is named, as asking jax for it would start its backend in this process and take the devices.
+    _bytes_of_shape[key] = int(ledger.memory(cell.run, execution, {}, platform=local.platform()).total)
   return _bytes_of_shape[key]
 
 

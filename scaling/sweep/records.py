@@ -1,7 +1,7 @@
 """Run directories read back: rows of metrics, the state of a run, and one tidy table of a study.
 
-A run directory holds `config.json`, append-only `metrics.jsonl`, and at its end `result.json`, or
-`failure.json` after a failed attempt. It may have been cut at any byte by a kill: a line that is not whole
+A run directory holds `config.json`, append-only `metrics.jsonl`, `progress.json`, and at its end `result.json`, or
+`failure.json` after a failed attempt; its files are written by scaling.train. It may have been cut at any byte by a kill: a line that is not whole
 is left out, and of several rows of one step (a resumed run repeats some) the last counts.
 """
 
@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from typing import Any
 from scaling import config
 from scaling.config import Run
 from scaling.errors import UserError
+from scaling.train import lease
 
-LIVE_SECONDS = 30.0  # a heartbeat younger than this means that a process is at work
 PARAMETER_GROUPS = ('embedding', 'position', 'attention', 'mlp', 'norm', 'head', 'total', 'non_embedding')
 
 
@@ -86,10 +85,9 @@ def state(run_dir: Path, steps: int = 0) -> State:
   if result and result.get('status') in ('done', 'diverged'):
     return State(result['status'], result.get('step', steps), steps, result=result)
   step = last_step(run_dir)
-  beat = heartbeat(run_dir)
-  failure = read_json(run_dir / 'failure.json')
-  if beat is not None and time.time() - beat < LIVE_SECONDS and failure is None:
+  if lease.live_holder(run_dir) is not None:
     return State('running', step, steps)
+  failure = read_json(run_dir / 'failure.json')
   if failure is not None:
     return State('failed', step, steps, failure_line(failure))
   return State('begun' if step or (run_dir / 'checkpoints').is_dir() else 'new', step, steps)
@@ -104,22 +102,21 @@ def failure_line(failure: Mapping[str, Any]) -> str:
 
 
 def heartbeat(run_dir: Path) -> float | None:
-  """When a worker last showed life in this directory (seconds since 1970), or None."""
+  """When training in this directory last got further (seconds since 1970), or None if it never did."""
   beats = []
-  for name in ('heartbeat', 'metrics.jsonl'):
+  for name in ('progress.json', 'metrics.jsonl'):
     try:
       beats.append((run_dir / name).stat().st_mtime)
     except OSError:
       continue
-  return max(beats) if (run_dir / 'heartbeat').exists() else None
+  return max(beats, default=None)
 
 
 def last_step(run_dir: Path) -> int:
-  """The last step known of: from the heartbeat, if it tells one, or else from the metrics."""
-  beat = read_json(run_dir / 'heartbeat') or {}
-  step = beat.get('step') if isinstance(beat.get('step'), int) else 0
+  """The last step known of, from the progress file or the metrics."""
+  step = (read_json(run_dir / 'progress.json') or {}).get('step')
   rows = read_rows(run_dir / 'metrics.jsonl')
-  return max(step, rows[-1]['step'] if rows else 0)
+  return max(step if isinstance(step, int) else 0, rows[-1]['step'] if rows else 0)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -41,7 +41,7 @@ def run_study(
   workers: int | None = None,
   view: live.Plain | None = None,
   say: Callable[[str], None] = print,
-  command: Sequence[str] = local.WORKER,
+  command: Sequence[str] | None = None,
   stuck_seconds: float = 900.0,
 ) -> Outcome:
   """Trains the runs of a study that have no result in `out_dir`, then collects all records there.
@@ -52,7 +52,7 @@ def run_study(
     workers: processes side by side; by default one per core or device, fewer where memory is short.
     view: shows the sweep while it runs.
     say: takes lines of text for people.
-    command: starts a worker; tests put their own here.
+    command: starts a worker; None: the training worker.
     stuck_seconds: a worker without a sign of life for so long is replaced.
 
   Raises:
@@ -68,14 +68,14 @@ def run_study(
       sweep = None
       if owed:
         check_disk(made)
-        count = affordable(made, say) if workers is None else workers
+        count, sizes = affordable(made, say) if workers is None else (workers, {})
         prepare(made)
         sweep = supervise.Sweep(
-          jobs=[_job(made, cell) for cell in owed],
+          jobs=[_job(made, cell, sizes.get(cell.run_id, 0)) for cell in owed],
           slots=local.slots(count),
           logs=out_dir / 'logs',
           view=view or live.view(),
-          command=command,
+          command=command or local.WORKER,
           stuck_seconds=stuck_seconds,
         )
         with sweep.view:
@@ -151,22 +151,25 @@ def baselines(made: Plan, say: Callable[[str], None] = print) -> list[dict[str, 
   return rows
 
 
-def affordable(made: Plan, say: Callable[[str], None] = print) -> int:
-  """As many workers as there are slots and owed runs, or fewer where memory would not hold them."""
+def affordable(made: Plan, say: Callable[[str], None] = print) -> tuple[int, dict[str, int]]:
+  """Workers that memory holds, at most one per slot and owed run; and bytes by run id, where they have to be watched."""
   count = min(made.workers, len(made.owed))
-  if local.slots()[0].core is None:
-    return count  # on accelerators the state is in the device's memory
+  if local.platform() != 'cpu':
+    return count, {}  # the state is in the devices' memory
   free = min(psutil.virtual_memory().available, local.memory_limit())
-  sizes = sorted((made.memory(cell) for cell in made.owed), reverse=True)
+  if sum(sorted(map(plan.memory_bound, made.owed))[-count:]) < 0.8 * free:
+    return count, {}
+  sizes = {cell.run_id: made.memory(cell) for cell in made.owed}
+  largest = sorted(sizes.values(), reverse=True)
   fitting = count
-  while fitting > 1 and sum(sizes[:fitting]) > 0.9 * free:
+  while fitting > 1 and sum(largest[:fitting]) > 0.9 * free:
     fitting -= 1
   if fitting < count:
-    say(f'{fitting} of {count} workers: {count} would take {plan.bytes_text(sum(sizes[:count]))} of memory, '
+    say(f'{fitting} of {count} workers: {count} would take {plan.bytes_text(sum(largest[:count]))} of memory, '
         f'and {plan.bytes_text(free)} are free')  # fmt: skip
-  if sizes[0] > free:
-    say(f'note: the largest run takes about {plan.bytes_text(sizes[0])}, and {plan.bytes_text(free)} are free')
-  return fitting
+  if largest[0] > free:
+    say(f'note: the largest run takes about {plan.bytes_text(largest[0])}, and {plan.bytes_text(free)} are free')
+  return fitting, sizes
 
 
 def check_disk(made: Plan) -> None:
@@ -214,7 +217,7 @@ def disk_errors(out_dir: Path) -> Iterator[None]:
     raise
 
 
-def _job(made: Plan, cell: plan.Cell) -> supervise.Job:
+def _job(made: Plan, cell: plan.Cell, size: int) -> supervise.Job:
   return supervise.Job(
     run_id=cell.run_id,
     name=cell.name,
@@ -223,6 +226,6 @@ def _job(made: Plan, cell: plan.Cell) -> supervise.Job:
     batch_tokens=cell.run.data.batch_tokens,
     seconds=cell.seconds,
     shape=cell.shape,
-    bytes=made.memory(cell),
+    bytes=size,
     best_step=cell.state.step,
   )

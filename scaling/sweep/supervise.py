@@ -119,12 +119,12 @@ class Sweep:
       now = records.state(job.run_dir, job.steps)
       if now.finished:
         self._end(job, now.status)
-      elif report.get('status') in ('preempted', 'stopped'):
+      elif report.get('status') == 'preempted' or report.get('kind') == 'interrupted':
         self._preempted(job)
-      elif report.get('status') in ('held', 'leased'):
+      elif report.get('status') == 'busy':
         job.status, job.not_before = 'waiting', time.monotonic() + HELD_SECONDS
       else:
-        self._failed(job, now.message or records.failure_line(report), now, user=_is_user_mistake(job, report))
+        self._failed(job, now.message or records.failure_line(report), now, str(report.get('kind')))
 
   def _look_after(self, worker: local.Worker) -> None:
     """Replaces a worker that has ended, and ends one that shows no life."""
@@ -168,7 +168,7 @@ class Sweep:
       return now.message
     return f'the worker ended with exit code {code}: {_last_line(worker.log)}'
 
-  def _failed(self, job: Job, message: str, now: records.State, user: bool = False) -> None:
+  def _failed(self, job: Job, message: str, now: records.State, kind: str = 'crash') -> None:
     if is_out_of_memory(message):
       job.alone = True  # the next attempt has the machine to itself
       if not message.startswith('out of memory'):
@@ -178,7 +178,9 @@ class Sweep:
       job.best_step = now.step
     job.failures += 1
     job.message = message
-    if job.failures >= FAILURES or user:
+    if kind == 'disk':
+      self.gave_up = message  # the next run would meet the same
+    if job.failures >= FAILURES or kind in ('user', 'disk'):
       self._end(job, 'failed')
       alike = [j for j in self.jobs if j.status == 'failed' and j.message == message]
       if len(alike) >= ALIKE and not self.of_status('done', 'diverged'):
@@ -201,6 +203,8 @@ class Sweep:
 
   def _hand_out(self) -> None:
     """Gives waiting jobs to idle workers, and starts workers for slots that have none."""
+    if self.gave_up or self.stopped_by:
+      return
     taken = {worker.slot.index for worker in self.workers}
     idle: list[local.Worker | local.Slot] = [worker for worker in self.workers if worker.busy is None]
     idle += [slot for slot in self.slots if slot.index not in taken]
@@ -213,8 +217,7 @@ class Sweep:
       else:
         worker = local.Worker(place, self.logs / f'worker-{place.index}.log', self.command)
         self.workers.append(worker)
-      for stale in ('failure.json', 'heartbeat'):
-        (job.run_dir / stale).unlink(missing_ok=True)
+      (job.run_dir / 'failure.json').unlink(missing_ok=True)  # of an earlier attempt
       worker.kills_before = local.out_of_memory_kills()
       if worker.give(job.run_dir, job.shape):
         job.status, job.began = 'running', time.monotonic()
@@ -292,11 +295,6 @@ def _about(report: dict, job: Job) -> bool:
   """Whether a worker's report is on this job; a report without a name is on the run in hand."""
   named = report.get('run_id') or Path(str(report.get('run_dir', job.run_dir))).name
   return named in (job.run_id, job.run_dir.name)
-
-
-def _is_user_mistake(job: Job, report: dict) -> bool:
-  failure = records.read_json(job.run_dir / 'failure.json') or report
-  return failure.get('kind') == 'UserError' or failure.get('type') == 'UserError'
 
 
 def _last_line(log: Path) -> str:

@@ -81,6 +81,17 @@ def default_out(study: Any) -> str:
   return f'out/{study.name}'
 
 
+def analysis() -> ModuleType:
+  """The verbs of analysis. Fits are small and need float64, so that jax stays on the CPU and takes no device for them."""
+  import os
+
+  import jax
+
+  if not os.environ.get('JAX_PLATFORMS'):
+    jax.config.update('jax_platforms', 'cpu')
+  return importlib.import_module('analysis.verbs')
+
+
 def overview() -> str:
   """What `scaling --help` prints."""
   lines = [

@@ -2,6 +2,8 @@
 
 from absl import flags
 
+from scaling import verbs
+
 USAGE = 'TABLE_OR_DIR --law=NAME [--delta=1e-3] [--bootstrap=N] [--cluster=COLUMN] [--out=fits.json]'
 SUMMARY = 'fits a scaling law to a table from anywhere, with standard errors, intervals and a certificate'
 DETAILS = """
@@ -56,13 +58,12 @@ def main(args: list[str], values: flags.FlagValues) -> int:
       law = laws.get(name)
       print(f'{name:<28} {law.formula}')
     return 0
-  from analysis import verbs as analysis_verbs
   from scaling.errors import UserError
 
   if not args:
     raise UserError('scaling fit needs a table or a folder: scaling fit runs.csv --law=chinchilla')
   print(
-    analysis_verbs.fit_verb(
+    verbs.analysis().fit_verb(
       args[0],
       values.law,
       select=values.select,

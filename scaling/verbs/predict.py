@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from scaling import config
+from scaling import config, verbs
 
 USAGE = 'FITS --flops=C | --params=N --tokens=D [--law=NAME]'
 SUMMARY = 'loss, compute-optimal parameters and tokens by a fitted law, with intervals'
@@ -38,10 +38,8 @@ def define(values: flags.FlagValues) -> None:
 
 def main(args: list[str], values: flags.FlagValues) -> int:
   """Prints the prediction."""
-  from analysis import verbs as analysis_verbs
-
   print(
-    analysis_verbs.predict_verb(
+    verbs.analysis().predict_verb(
       args[0],
       law=values.law,
       flops=values.flops,

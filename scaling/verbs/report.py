@@ -2,6 +2,8 @@
 
 from absl import flags
 
+from scaling import verbs
+
 USAGE = 'DIR [--figures=NAME,...] [--tables=NAME,...]'
 SUMMARY = 'figures (SVG, PNG), tables (CSV, Markdown, LaTeX) and one self-contained HTML page'
 DETAILS = """
@@ -20,7 +22,5 @@ def define(values: flags.FlagValues) -> None:
 
 def main(args: list[str], values: flags.FlagValues) -> int:
   """Writes the report and prints where it is."""
-  from analysis import verbs as analysis_verbs
-
-  print(analysis_verbs.report_verb(args[0], figures=values.figures, tables=values.tables))
+  print(verbs.analysis().report_verb(args[0], figures=values.figures, tables=values.tables))
   return 0

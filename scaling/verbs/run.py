@@ -118,9 +118,7 @@ def analysis_text(study: 'object', out_dir: Path, records_hash: str) -> str:
   before = records.read_json(stamp_path) or {}
   if all(before.get(key) == value for key, value in stamp.items()) and (out_dir / 'report.html').is_file():
     return before['text']
-  from analysis import verbs as analysis_verbs
-
-  text = analysis_verbs.analyse(out_dir, study.laws, bootstrap=study.bootstrap)
+  text = verbs.analysis().analyse(out_dir, study.laws, bootstrap=study.bootstrap)
   records.write_json(stamp_path, {**stamp, 'text': text})
   return text
 

@@ -9,7 +9,7 @@ USAGE = 'DIR [--watch] [--json]'
 SUMMARY = 'what of a study is done, running, diverged, failed, owed; curves so far'
 DETAILS = """
 DIR is the --out of scaling run. Everything is read from the run directories, so it works for a sweep on this or another machine
-that shares the folder, running or not. A run counts as running while its heartbeat is younger than 30 seconds.
+that shares the folder, running or not. A run counts as running while a live process holds its lease.
 """
 EXAMPLES = ('scaling status out/quickstart', 'scaling status out/quickstart --watch')
 ARGUMENTS = (1, 1)

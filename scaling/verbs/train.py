@@ -1,6 +1,9 @@
 """`scaling train`: one run, by itself."""
 
+import contextlib
+import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,8 @@ def main(args: list[str], values: flags.FlagValues) -> int:
     else:
       result = train(run, run_dir, execution)
   print(closing(result, run_dir))
+  if result.get('status') == 'preempted':
+    return 75
   return 0 if result.get('status') in ('done', 'diverged') else 1
 
 
@@ -82,20 +87,45 @@ def check_same(run: config.Run, run_dir: Path) -> None:
 
 
 def train(run: config.Run, run_dir: Path, execution: config.Execution) -> dict[str, Any]:
-  """Trains in this process, while a thread prints the rows as they appear."""
+  """Trains in this process, while a thread prints the rows as they appear; SIGINT and SIGTERM save and stop."""
+  from scaling.errors import UserError
   from scaling.parallel import platform
 
   platform.setup()
-  from scaling.train import loop
+  from scaling.train import lease, loop
 
-  done = threading.Event()
+  done, stop = threading.Event(), threading.Event()
   printer = threading.Thread(target=follow, args=(run, run_dir, done), daemon=True)
   printer.start()
   try:
-    return loop.train(run, run_dir, execution)
+    with stopping(stop):
+      return loop.train(run, run_dir, execution, stop.is_set)
+  except lease.Busy as error:
+    raise UserError(f'{error}: wait for it, or give another --run_dir') from None
   finally:
     done.set()
     printer.join(5)
+
+
+@contextlib.contextmanager
+def stopping(stop: threading.Event) -> Iterator[None]:
+  """The first SIGINT or SIGTERM sets the event, the second acts as it always does."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+  def handle(number: int, frame: object) -> None:
+    stop.set()
+    signal.signal(number, before[number])
+
+  for number in before:
+    signal.signal(number, handle)
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def follow(run: config.Run, run_dir: Path, done: threading.Event) -> None:
@@ -125,6 +155,8 @@ def line(row: dict[str, Any], steps: int) -> str:
 
 def closing(result: Any, run_dir: Path) -> str:
   """The last line."""
+  if result.get('status') == 'preempted':
+    return f'stopped at step {result.get("step")}, with a checkpoint; repeat the command to resume'
   if result.get('status') == 'diverged':
     return f'diverged at step {result.get("diverged_step")}: see {run_dir / "metrics.jsonl"}'
   loss, bits = result.get('loss'), result.get('bits_per_byte')

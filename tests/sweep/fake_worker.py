@@ -17,7 +17,7 @@ def main() -> None:
     run_dir = Path(line.strip())
     given = json.loads((run_dir / 'config.json').read_text())
     mishap = next_mishap(run_dir)
-    (run_dir / 'heartbeat').write_text('')
+    (run_dir / 'progress.json').write_text('{"step": 0}')
     data, model = given['run']['data'], given['run']['model']
     steps = data['tokens'] // (data['batch_size'] * data['sequence_length'])
     with (run_dir / 'metrics.jsonl').open('a') as metrics:
@@ -57,11 +57,17 @@ def suffer(mishap: str, run_dir: Path) -> None:
     sys.exit(75)
   elif mishap in ('oom', 'oom-report', 'mistake'):
     error = 'data.corpus is gone' if mishap == 'mistake' else 'RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes'
-    kind = 'UserError' if mishap == 'mistake' else 'JaxRuntimeError'
-    (run_dir / 'failure.json').write_text(json.dumps({'error': error, 'type': kind}))
+    kind = 'user' if mishap == 'mistake' else 'memory'
+    (run_dir / 'failure.json').write_text(json.dumps({'error': error, 'kind': kind}))
     if mishap == 'oom':
       sys.exit(1)
-    print(json.dumps({'run_id': run_dir.name, 'status': 'failed', 'error': error}), flush=True)
+    print(json.dumps({'run_id': run_dir.name, 'status': 'failed', 'error': error, 'kind': kind}), flush=True)
+    main()
+    sys.exit(0)
+  elif mishap == 'disk':
+    print(
+      json.dumps({'run_id': run_dir.name, 'status': 'failed', 'error': 'no space left', 'kind': 'disk'}), flush=True
+    )
     main()
     sys.exit(0)
   elif mishap in ('hang', 'slow'):

@@ -103,7 +103,7 @@ def test_ids_are_those_of_before():
   ],
 )
 def test_mistakes_name_the_axis(axes, said):
-  with pytest.raises(UserError, match='.') as error:
+  with pytest.raises(UserError) as error:
     grid(Run(), axes)
   assert said in str(error.value) and '\n' not in str(error.value)
 

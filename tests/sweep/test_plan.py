@@ -1,5 +1,6 @@
 """Plans: equal cells counted once, finished ones skipped, costs by the ledger, times learned from results."""
 
+import io
 import json
 
 import pytest
@@ -68,7 +69,7 @@ def test_json_has_the_promised_keys(study, tmp_path):
 def test_the_table_for_people(study, tmp_path):
   from rich.console import Console
 
-  console = Console(width=160, record=True, file=open('/dev/null', 'w'))  # noqa: SIM115
+  console = Console(width=160, record=True, file=io.StringIO())
   for part in plan.table(plan.make(study, tmp_path, workers=2)):
     console.print(part)
   text = console.export_text()
@@ -112,3 +113,13 @@ def test_makespan_and_durations():
     '2 h 01 min',
     '34.7 days',
   ]
+
+
+@pytest.mark.parametrize('preset', ['ladder-4k', 'ladder-100m', 'gpt2', 'llama3.2-1b'])
+def test_the_bound_on_memory_is_above_the_estimate(preset):
+  run = config.replace(grid(config.Run(), {'model': preset})[0], {'data.sequence_length': 256})
+  if run.model.vocab is None:
+    run = config.replace(run, {'model.vocab': 257})
+  cell = plan.Cell('', '', run, ledger.parameters(run.model), None, None, False, 0.0, 0.0)
+  exact = ledger.memory(run, config.Execution(), {}, platform='cpu').total
+  assert exact < plan.memory_bound(cell) < 12 * exact + timing.PROCESS_BYTES

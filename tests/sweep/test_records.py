@@ -1,7 +1,6 @@
 """Records survive being cut anywhere, and become one tidy table."""
 
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -11,6 +10,7 @@ from scaling import config
 from scaling.config import Data, Model, Run
 from scaling.errors import UserError
 from scaling.sweep import records
+from scaling.train import lease
 
 ROWS = [{'step': s, 'tokens': 128 * s, 'loss': 5.0 / (1 + s), 'text': 'ümläut {"step": 1}'} for s in range(0, 50, 5)]
 TEXT = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in ROWS).encode()
@@ -54,23 +54,16 @@ def test_states_follow_from_the_files(tmp_path):
   assert records.state(tmp_path).status == 'new'
   (tmp_path / 'metrics.jsonl').write_text('{"step": 4, "loss": 3.0}\n')
   assert records.state(tmp_path, 8) == records.State('begun', 4, 8)
-  (tmp_path / 'heartbeat').write_text('{"step": 6}')
-  assert records.state(tmp_path, 8) == records.State('running', 6, 8)
+  (tmp_path / 'progress.json').write_text('{"step": 6}')
+  with lease.hold(tmp_path):
+    assert records.state(tmp_path, 8) == records.State('running', 6, 8)
+  assert records.state(tmp_path, 8) == records.State('begun', 6, 8)
   (tmp_path / 'failure.json').write_text(json.dumps({'error': 'RuntimeError: no\nTraceback'}))
   assert records.state(tmp_path).status == 'failed' and records.state(tmp_path).message == 'RuntimeError: no'
   (tmp_path / 'result.json').write_text('{"status": "don')
   assert not records.state(tmp_path).finished, 'half a result is none'
   (tmp_path / 'result.json').write_text('{"status": "diverged", "step": 6}')
   assert records.state(tmp_path).finished
-
-
-def test_an_old_heartbeat_is_no_sign_of_life(tmp_path):
-  import os
-
-  (tmp_path / 'heartbeat').write_text('')
-  old = time.time() - 10 * records.LIVE_SECONDS
-  os.utime(tmp_path / 'heartbeat', (old, old))
-  assert records.state(tmp_path).status == 'new'
 
 
 def make_study(out, runs, held_out=()):
@@ -128,5 +121,5 @@ def test_collecting_again_is_the_same_and_a_new_row_is_noticed(tmp_path):
 
 
 def test_a_folder_that_is_no_study(tmp_path):
-  with pytest.raises(UserError, match='holds no study.json'):
+  with pytest.raises(UserError, match=r'holds no study\.json'):
     records.collect(tmp_path)

@@ -67,6 +67,11 @@ def test_a_user_mistake_is_not_tried_again(tmp_path):
   assert sweep.jobs[0].message == 'data.corpus is gone'
 
 
+def test_a_full_disk_ends_the_sweep(tmp_path):
+  sweep, _ = make_sweep(tmp_path, ['', '', 'disk'], workers=1)
+  assert sweep.gave_up == 'no space left' and [job.status for job in sweep.jobs] == ['stopped', 'stopped', 'failed']
+
+
 def test_out_of_memory_is_reported_as_such(tmp_path):
   sweep, _ = make_sweep(tmp_path, ['oom ' * 3, ''])
   assert sweep.jobs[0].status == 'failed' and sweep.jobs[0].message.startswith('out of memory: RESOURCE_EXHAUSTED')
@@ -148,7 +153,7 @@ def start_supervisor(folder):
   deadline = time.monotonic() + 30
   while time.monotonic() < deadline:
     workers = psutil.Process(process.pid).children()
-    if len(workers) == 2 and len(list(Path(folder).glob('runs/*/heartbeat'))) == 2:
+    if len(workers) == 2 and len(list(Path(folder).glob('runs/*/progress.json'))) == 2:
       return process, workers
     time.sleep(0.05)
   process.kill()

@@ -57,6 +57,11 @@ def worker_count() -> int:
   return len(slots())
 
 
+def platform() -> str:
+  """'gpu', 'tpu' or 'cpu': what the slots of this machine are, found without starting jax."""
+  return 'gpu' if _gpus() else 'tpu' if _tpus() else 'cpu'
+
+
 class Worker:
   """One worker process and the run it has in hand."""
 
