@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from analysis.laws.base import times
 from scaling.errors import UserError
 
 
@@ -135,17 +136,15 @@ def build(law, inputs: dict, outcome_scale: float, *, fixed=None, tied=None, bou
     bounded_by[j] = [low > 0, math.isfinite(high)]
     centred = bool(one.centre) and one.name not in bounds
     if centred or one.centre:
-      constants = [(c, e) for c, e in one.centre if not isinstance(e, str)]
-      shift -= sum(e * mean_log[c] for c, e in constants)
-    if centred:
-      for column, e in one.centre:
-        if isinstance(e, str):
-          matrix[j, law.index(e.lstrip('+-'))] += mean_log[column] if e.startswith('-') else -mean_log[column]
-    elif one.centre:  # bounds are natural, so the coordinate is too; starts are centred at a middling exponent
-      for column, e in one.centre:
-        if isinstance(e, str):
-          middle = float(np.mean(parameters[law.index(e.lstrip('+-'))].start))
-          start[j] += (mean_log[column] if e.startswith('-') else -mean_log[column]) * middle
+      shift -= sum(times(e)[0] * mean_log[c] for c, e in one.centre if times(e)[1] is None)
+    for column, e in one.centre:
+      factor, name = times(e)
+      if name is None:
+        continue
+      if centred:
+        matrix[j, law.index(name)] -= factor * mean_log[column]
+      else:  # bounds are natural, so the coordinate is too; starts are centred at a middling exponent
+        start[j] -= factor * mean_log[column] * float(np.mean(parameters[law.index(name)].start))
     offset[j] = shift
     edge = (one.start[0] - one.spread, one.start[1] + one.spread)
     lower[j] = math.log(low) - shift if low > 0 else (edge[0] if centred or not one.centre else edge[0] - 60)

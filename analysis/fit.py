@@ -86,8 +86,9 @@ class Fit:
 
   def derive(self, function, level: float = 0.95) -> dict:
     """{'value', 'se', 'ci95'} of function(theta), where theta is a dict of numbers or of arrays [s]; e.g. lambda t: t['A'] / t['B']."""
-    value = function(dict(self.estimate))
-    draws = function(dict(zip(self.declared.names, self.samples.T, strict=True)))
+    with np.errstate(all='ignore'):
+      value = function({k: np.float64(v) for k, v in self.estimate.items()})
+      draws = function(dict(zip(self.declared.names, self.samples.T, strict=True)))
     return uncertainty.interval(value, draws, level)
 
   def summary(self) -> str:
@@ -384,7 +385,7 @@ def fit(
     problem=problem,
   )
   if law.exponents is not None:
-    for name in law.exponents(estimate):
+    for name in ('a', 'b'):
       result.frontier[name] = result.derive(lambda t, name=name: law.exponents(t)[name])
   result.seconds = time.perf_counter() - began
   return result

@@ -2,9 +2,9 @@
 
 A lane minimises sum_i w_i rho(r_i) over the internal coordinates u of a law (see `analysis.coordinates`), where r is the
 residual in log or raw space and rho is c(sign r) times Huber's function of width delta, divided by min(delta, 1).
-Squared loss is delta = infinity, least absolute deviation the limit delta -> 0. Each step solves with the exact Hessian
-where that is positive definite and with the majorising Gauss-Newton matrix (weights rho'(r)/r) where it is not, damped
-as Levenberg and Marquardt do. A lane far from its optimum is first solved at a wide delta, which is then narrowed.
+Squared loss is delta = infinity, least absolute deviation the limit delta -> 0. Each step tries Newton's move with the exact
+Hessian, the same damped as Levenberg and Marquardt do, and damped Gauss-Newton moves with weights rho'(r)/r and geodesic
+acceleration (which follows the curved valleys of such laws), and takes the best. A lane far from its optimum is first solved at a wide delta, which is then narrowed.
 A lane stops by itself: when the Newton decrement g' H^-1 g / 2 says that less than `TOLERANCE` of the objective is left
 to gain. Lanes still moving after some steps are regrouped, so that a slow lane costs only itself.
 """
@@ -40,6 +40,8 @@ class Solution:
   decrement: np.ndarray
   frozen: np.ndarray
   steps: np.ndarray
+  delta: np.ndarray
+  lam: np.ndarray
 
   @property
   def certified(self) -> np.ndarray:
@@ -140,6 +142,27 @@ def _program(law, space: str, steps: int):
     bad = ~jnp.isfinite(objective) | ~jnp.isfinite(gradient).all() | ~jnp.isfinite(hessian).all()
     return jnp.where(bad, jnp.inf, objective), gradient, hessian, gauss
 
+  def objective_at(u, delta, lane, x):
+    a, side = residual(u, lane['matrix'], lane['offset'], x, lane['y']), lane['tilt']
+    side = jnp.where(a > 0, side[1], side[0])
+    a = jnp.abs(a)
+    rho = jnp.where(a <= delta, 0.5 * a * a, delta * (a - 0.5 * delta))
+    total = jnp.where(lane['w'] > 0, lane['w'] * side / jnp.minimum(delta, 1.0) * rho, 0.0).sum()
+    return jnp.where(jnp.isfinite(total), total, jnp.inf)
+
+  def bend(u, move, delta, lane, x):
+    """J' W r'' along the move: what the curvature of the residuals adds to the gradient (geodesic acceleration)."""
+    at = lambda u: residual(u, lane['matrix'], lane['offset'], x, lane['y'])  # noqa: E731
+    r, second = along(at, u, move)
+    majorant = jnp.where(jnp.isinf(delta), 1.0, delta / jnp.maximum(jnp.abs(r), delta))
+    weight = lane['w'] * jnp.where(r > 0, lane['tilt'][1], lane['tilt'][0]) / jnp.minimum(delta, 1.0) * majorant
+    pull = jax.lax.stop_gradient(jnp.where(lane['w'] > 0, weight * second, 0.0))
+    return jax.grad(lambda u: (pull * at(u)).sum())(u)
+
+  def along(at, u, move):
+    (r, _), (_, second) = jax.jvp(lambda u: jax.jvp(at, (u,), (move,)), (u,), (move,))
+    return r, second
+
   def solve(matrix, rhs):
     chol = jnp.linalg.cholesky(matrix)
     return jax.scipy.linalg.cho_solve((chol, True), rhs[..., None])[..., 0]
@@ -162,51 +185,68 @@ def _program(law, space: str, steps: int):
     damp = lambda amount: eye * (amount[:, None] * diagonal + jnp.where(keep, 0.0, 1.0))[:, None, :]  # noqa: E731
     tiny = jnp.full_like(lam, 1e-14)
 
-    newton = solve(h_free + damp(tiny), g_free)
-    decrement = 0.5 * (newton * g_free).sum(-1)
-    relative = jnp.where(jnp.isfinite(decrement), decrement, jnp.inf) / jnp.maximum(value, 1e-300)
-    exact = solve(h_free + damp(lam), g_free)
-    safe = solve(gauss_free + damp(jnp.maximum(lam, 1e-14)), g_free)
-    use_exact = jnp.isfinite(exact).all(-1) & ((exact * g_free).sum(-1) >= 0)
-    move = -jnp.where(use_exact[:, None], exact, safe)
-    move = jnp.where(jnp.isfinite(move), move, 0.0)
-    longest = (jnp.abs(move) / lane['reach']).max(-1, keepdims=True)
-    move = move / jnp.maximum(longest, 1.0)
+    newton = -solve(h_free + damp(tiny), g_free)
+    decrement = -0.5 * (newton * g_free).sum(-1)
+    convex = jnp.isfinite(decrement) & (decrement >= 0)
+    relative = jnp.where(convex, decrement, jnp.inf) / jnp.maximum(value, 1e-300)
+    newton = jnp.where(convex[:, None], newton, 0.0)
+    damped = -solve(h_free + damp(lam), g_free)
+    damped = jnp.where((jnp.isfinite(damped).all(-1) & ((damped * g_free).sum(-1) < 0))[:, None], damped, 0.0)
+
+    def accelerated():
+      """Gauss-Newton moves [2, l, p] at two dampings, with their second-order correction."""
+      matrices = jnp.stack([gauss_free + damp(lam), gauss_free + damp(lam * 0.05)])
+      first = -solve(matrices, jnp.stack([g_free, g_free]))
+      first = jnp.where(jnp.isfinite(first), first, 0.0)
+      pull = jax.vmap(jax.vmap(bend, in_axes=(0, 0, 0, 0, None)), in_axes=(None, 0, None, None, None))(
+        u, first, delta, lane, x
+      )
+      second = -0.5 * solve(matrices, jnp.where(keep, pull, 0.0))
+      size = lambda a: jnp.sqrt((a * a * diagonal).sum(-1, keepdims=True))  # noqa: E731
+      small = (size(second) <= 0.75 * size(first)) & jnp.isfinite(second).all(-1, keepdims=True)
+      return first + jnp.where(small, second, 0.0)
+
+    # near an optimum Newton's moves are enough, and much cheaper
+    hard = ((status == ACTIVE) & ((lam > 1e-9) | ~convex)).any() & ~state['first']
+    extra = jax.lax.cond(hard, accelerated, lambda: jnp.zeros((2, *u.shape)))
+    moves = jnp.concatenate([jnp.stack([newton, damped, 0.3 * newton]), extra])
+    longest = (jnp.abs(moves) / lane['reach']).max(-1, keepdims=True)
+    moves = moves / jnp.maximum(longest, 1.0)
+    trials = jnp.clip(u + moves, lower, upper)
+    values = jax.vmap(jax.vmap(objective_at, in_axes=(0, 0, 0, None)), in_axes=(0, None, None, None))(
+      trials, delta, lane, x
+    )
+    # at rounding level Newton's own step is the one to trust
+    close = convex & (relative <= 1e-11)
+    chosen = jnp.where(close, 0, jnp.argmin(values, 0))
+    at = jnp.arange(u.shape[0])
 
     final = delta <= lane['delta']
-    enough = jnp.where(final, TOLERANCE, 1e-4)
-    solved = (relative <= enough) | (value <= lane['zero'])
-    narrow = solved & ~final
-    done = solved & final
+    solved = (relative <= jnp.where(final, TOLERANCE, 1e-2)) | (value <= lane['zero'])
+    # a wide stage is only a way to a good start: it is left when solved nearly, or after some steps
+    spent = state['stage'] >= 16
+    first = state['first']
+    narrow = (solved | spent) & ~final & ~first
+    done = solved & final & ~first
     delta_next = jnp.where(narrow, jnp.maximum(lane['delta'], jnp.minimum(delta, lane['wide']) * NARROW), delta)
-    trial = jnp.where(narrow[:, None], u, jnp.clip(u + move, lower, upper))
-    moved = trial - u
-    model = jnp.where(use_exact[:, None, None], h_free, gauss_free)
-    predicted = -(g_free * moved).sum(-1) - 0.5 * jnp.einsum('li,lij,lj->l', moved, model, moved)
+    trial = jnp.where((narrow | first)[:, None], u, trials[chosen, at])
 
     value_t, g_t, h_t, gauss_t = jax.vmap(evaluate, in_axes=(0, 0, 0, None))(trial, delta_next, lane, x)
     gain = value - value_t
-    ratio = gain / jnp.maximum(predicted, 1e-300)
     # below rounding of the objective the gradient decides
     rounding = 1e-13 * jnp.abs(value)
     frozen_t = (lower == upper) | ((trial <= lower) & (g_t > 0)) | ((trial >= upper) & (g_t < 0))
     size = lambda g, out: (jnp.where(out, 0.0, g) ** 2 / diagonal).sum(-1)  # noqa: E731
     flatter = (jnp.abs(gain) <= rounding) & (size(g_t, frozen_t) < size(g, frozen))
-    accept = jnp.isfinite(value_t) & (((gain > 0) & (ratio >= 1e-4)) | flatter | narrow)
-    good = accept & ((ratio > 0.75) | flatter)
-    poor = accept & (ratio < 0.25) & ~flatter
-    lam_next = jnp.where(good, lam * 0.1, lam)
-    lam_next = jnp.where(poor, jnp.maximum(lam * 3.0, 1e-4), lam_next)
-    lam_next = jnp.where(~accept, jnp.maximum(lam * 8.0, 1e-4), lam_next)
-    lam_next = jnp.where(narrow, jnp.minimum(lam, 1e-3), lam_next)
-    lam_next = jnp.maximum(lam_next, 1e-14)
+    accept = jnp.isfinite(value_t) & ((gain > 0) | flatter | narrow | first)
+    shrink = jnp.array([0.1, 0.7, 1.0, 0.7, 0.05])[chosen]
+    lam_next = jnp.where(accept, lam * shrink, jnp.maximum(lam * 10.0, 1e-5))
+    lam_next = jnp.where(narrow, jnp.clip(lam, 1e-8, 1e-3), lam_next)
+    lam_next = jnp.where(first, lam, jnp.maximum(lam_next, 1e-14))
 
     active = status == ACTIVE
-    stuck = active & ~done & (lam_next > 1e12)
-    # a stage of the continuation that stalls is left for the next one
-    skip = stuck & ~final
-    delta_next = jnp.where(skip, jnp.maximum(lane['delta'], jnp.minimum(delta, lane['wide']) * NARROW), delta_next)
-    lam_next = jnp.where(skip, 1e-2, lam_next)
+    stuck = active & ~done & ((lam_next > 1e10) | (first & ~jnp.isfinite(value_t)))
+    leave = stuck & ~final & ~first  # a stage of the continuation that stalls is left for the next one
     take = active & accept & ~done
     pick = lambda new, old: jnp.where(take.reshape(take.shape + (1,) * (old.ndim - 1)), new, old)  # noqa: E731
     return {
@@ -215,48 +255,35 @@ def _program(law, space: str, steps: int):
       'g': pick(g_t, g),
       'h': pick(h_t, h),
       'gauss': pick(gauss_t, gauss),
-      'lam': jnp.where(active & ~done, lam_next, lam),
+      'lam': jnp.where(active & ~done, jnp.where(leave, 1e-2, lam_next), lam),
       'delta': jnp.where(active & ~done, delta_next, delta),
-      'status': jnp.where(active & done, DONE, jnp.where(stuck & final, STALLED, status)),
-      'count': count + (active & ~done),
+      'status': jnp.where(active & done, DONE, jnp.where(stuck & (final | first), STALLED, status)),
+      'count': count + (active & ~done & ~first),
+      'first': jnp.array(False),
+      'stage': jnp.where(active, jnp.where(leave, 10**6, jnp.where(narrow, 0, state['stage'] + 1)), state['stage']),
       'relative': jnp.where(active, relative, state['relative']),
       'frozen': jnp.where(active[:, None], frozen, state['frozen']),
-      'stale': jnp.where(active, skip, state['stale']),
     }
 
-  def run(u, lam, delta, status, count, lane, x):
-    value, g, h, gauss = jax.vmap(evaluate, in_axes=(0, 0, 0, None))(u, delta, lane, x)
-    status = jnp.where(jnp.isfinite(value), status, STALLED)
-    state = dict(u=u, value=value, g=g, h=h, gauss=gauss, lam=lam, delta=delta, status=status, count=count)
-    state['relative'] = jnp.full_like(value, jnp.inf)
-    state['frozen'] = jnp.zeros(u.shape, bool)
-    state['stale'] = jnp.zeros(value.shape, bool)
+  def run(u, lam, delta, status, count, stage, lane, x):
+    # the first pass of the loop only evaluates, so that the derivatives are compiled once
+    value, matrix = jnp.full(u.shape[0], jnp.inf), jnp.zeros((*u.shape, u.shape[1]))
+    state = {'u': u, 'value': value, 'g': jnp.zeros_like(u), 'h': matrix, 'gauss': matrix, 'lam': lam, 'delta': delta}
+    state |= {'status': status, 'count': count, 'stage': stage, 'first': jnp.array(True)}
+    state |= {'relative': value, 'frozen': jnp.zeros(u.shape, bool)}
 
     def go_on(carry):
       i, state = carry
       return (i < steps) & (state['status'] == ACTIVE).any()
 
-    def body(carry):
-      i, state = carry
-      # a skipped stage changes delta without moving: evaluate again before stepping
-      state = jax.lax.cond(state['stale'].any(), refresh, lambda s: s, state)
-      return i + 1, step(state, lane, x)
-
-    def refresh(state):
-      value, g, h, gauss = jax.vmap(evaluate, in_axes=(0, 0, 0, None))(state['u'], state['delta'], lane, x)
-      return {**state, 'value': value, 'g': g, 'h': h, 'gauss': gauss, 'stale': jnp.zeros_like(state['stale'])}
-
-    return jax.lax.while_loop(go_on, body, (0, state))[1]
+    return jax.lax.while_loop(go_on, lambda c: (c[0] + 1, step(c[1], lane, x)), (0, state))[1]
 
   return jax.jit(run)
 
 
 def bucket(n: int) -> int:
   """Rows are padded to a few sizes, so that fits of many row counts share a compiled program."""
-  size = 16
-  while size < n:
-    size = size * 3 // 2 if (size & (size - 1)) == 0 and size * 3 // 2 >= n else 1 << size.bit_length()
-  return size
+  return next((size for size in (32, 128) if n <= size), 1 << max(8, (n - 1).bit_length()))
 
 
 def pad_inputs(inputs: dict, n: int) -> dict:
@@ -309,13 +336,14 @@ def minimise(
   first = delta if wide is None else max(delta, wide)
   program = _program(law, space, STEPS)
 
-  out_names = ('u', 'value', 'g', 'h', 'gauss', 'relative', 'frozen', 'status', 'count', 'lam', 'delta')
+  out_names = ('u', 'value', 'g', 'h', 'gauss', 'relative', 'frozen', 'status', 'count', 'stage', 'lam', 'delta')
   state = {
     'u': start.astype(np.float64),
     'lam': np.full(lanes, 1e-3 if wide is not None else 1e-14),
     'delta': np.full(lanes, float(first)),
     'status': np.zeros(lanes, np.int32),
     'count': np.zeros(lanes, np.int32),
+    'stage': np.zeros(lanes, np.int32),
   }
   results: dict[str, np.ndarray] = {}
   active = np.arange(lanes)
@@ -342,7 +370,9 @@ def minimise(
         lane['w'][:, :n] = weights[index]
         # an exact fit has residuals at rounding level: nothing is left to gain there
         lane['zero'] = (0.5e-26 / min(delta, 1.0)) * (lane['w'] * np.maximum(lane['y'] ** 2, 1.0)).sum(-1)
-        calls.append((block, program(*(state[k][index] for k in ('u', 'lam', 'delta', 'status', 'count')), lane, x)))
+        calls.append(
+          (block, program(*(state[k][index] for k in ('u', 'lam', 'delta', 'status', 'count', 'stage')), lane, x))
+        )
       for block, out in calls:
         for name in out_names:
           value = np.asarray(out[name])[: len(block)]
@@ -362,7 +392,7 @@ def minimise(
   relative = np.where(results['value'] <= zero, 0.0, relative)
   return Solution(
     u=results['u'],
-    objective=results['value'] * unit,
+    objective=np.where(results['delta'] <= delta, results['value'] * unit, np.inf),
     scaled=results['value'],
     gradient=results['g'],
     hessian=results['h'],
@@ -370,4 +400,6 @@ def minimise(
     decrement=relative,
     frozen=results['frozen'],
     steps=results['count'],
+    delta=results['delta'],
+    lam=results['lam'],
   )

@@ -170,9 +170,8 @@ def sandwich(problem) -> Spread:
     np.add.at(g, codes, scores)
     h = np.zeros((groups, k, k))
     np.add.at(h, codes, pieces[:, :, None] * pieces[:, None, :])
-    inverse = np.linalg.inv(bread)
     # (H - H_c)^-1 g_c, with the deletion limited where a cluster alone carries a direction
-    half = np.linalg.cholesky(inverse)
+    half = vectors / np.sqrt(np.maximum(values, floor))
     share = np.einsum('ai,gij,jb->gab', half.T, h, half)
     lam, vec = np.linalg.eigh(share)
     lam = 1.0 / (1.0 - np.clip(lam, 0.0, 0.9))

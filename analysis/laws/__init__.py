@@ -1,6 +1,6 @@
 """Scaling laws as declarations: `get(name)`, `names()`, `register(law)`; see `analysis.laws.base` for how to add one."""
 
-from analysis.laws import pretraining  # noqa: F401  (registers its laws)
+from analysis.laws import constrained, curves, downstream, pretraining  # noqa: F401  (each registers its laws)
 from analysis.laws.base import (
   Law,
   Parameter,

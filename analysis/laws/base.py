@@ -33,7 +33,7 @@ class Parameter:
   bounds: what the value may be, in natural units.
   centre: columns that the parameter's power multiplies, with their exponents: ('params', '-alpha') says the parameter
     appears as value * params^-alpha, so the solver moves the log of that product at the data's geometric mean;
-    a number in place of a name is a constant exponent.
+    '-2*eta' doubles it, and a number is a constant exponent.
   spread: internal units beyond the start range that the search may reach before it is called unbounded ('log' only).
   """
 
@@ -107,7 +107,8 @@ class Law:
       for column, power_of in parameter.centre:
         if column not in self.inputs:
           raise unknown(f'input of parameter {parameter.name!r} in law {self.name!r}', column, self.inputs)
-        if isinstance(power_of, str) and power_of.lstrip('-+') not in known:
+        name = times(power_of)[1]
+        if name is not None and name not in known:
           raise unknown(f'exponent of parameter {parameter.name!r} in law {self.name!r}', power_of, known)
     for name, follows in self.tied:
       for one in (name, follows):
@@ -124,6 +125,15 @@ class Law:
     if name not in self.names:
       raise unknown(f'parameter of law {self.name!r}', name, self.names)
     return self.names.index(name)
+
+
+def times(exponent: str | float) -> tuple[float, str | None]:
+  """(factor, name) of an exponent such as '-alpha' or '-2*eta'; (value, None) of a number."""
+  if not isinstance(exponent, str):
+    return float(exponent), None
+  factor, _, name = exponent.rpartition('*')
+  sign = -1.0 if name.startswith('-') else 1.0
+  return sign * float(factor or 1.0), name.lstrip('+-')
 
 
 def log(x: Mapping, column: str):

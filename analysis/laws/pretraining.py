@@ -91,7 +91,7 @@ chinchilla_tied = register(
 
 gemstones = register(
   Law(
-    name='width-depth',
+    name='width-depth-params',
     inputs=('width', 'depth', 'params', 'tokens'),
     parameters=(
       floor('E'),
@@ -114,5 +114,22 @@ gemstones = register(
     formula='loss = E + A / width^alpha + B / depth^beta + C / params^gamma + D / tokens^delta',
     latex=r'L = E + \frac{A}{w^{\alpha}} + \frac{B}{d^{\beta}} + \frac{C}{N^{\gamma}} + \frac{D}{T^{\delta}}',
     source='McLeish et al. 2025, arXiv:2502.06857, approach 3 with width and depth',
+  )
+)
+
+width_depth = register(
+  dataclasses.replace(
+    gemstones,
+    name='width-depth',
+    inputs=('width', 'depth', 'tokens'),
+    parameters=tuple(p for p in gemstones.parameters if p.name not in ('C', 'gamma')),
+    predict=lambda t, x: (
+      t['E']
+      + t['A'] * power(x, 'width', -t['alpha'])
+      + t['B'] * power(x, 'depth', -t['beta'])
+      + t['D'] * power(x, 'tokens', -t['delta'])
+    ),
+    formula='loss = E + A / width^alpha + B / depth^beta + D / tokens^delta',
+    latex=r'L = E + \frac{A}{w^{\alpha}} + \frac{B}{d^{\beta}} + \frac{D}{T^{\delta}}',
   )
 )
