@@ -37,10 +37,14 @@
     const span = hi - lo;
     if (!(span > 0)) return [lo];
     const raw = span / n, p = 10 ** Math.floor(Math.log10(raw));
-    const step = [1, 2, 2.5, 5, 10].map(m => m * p).find(s => s >= raw * (1 - 1e-9));
-    const out = [];
-    for (let i = Math.ceil(lo / step - 1e-9); i <= Math.floor(hi / step + 1e-9); i++) out.push(Number((i * step).toPrecision(12)));
-    return out;
+    const steps = [0.2, 0.5, 1, 2, 2.5, 5, 10].map(m => m * p);
+    for (let at = steps.findIndex(s => s >= raw * (1 - 1e-9)); ; at--) {
+      const step = steps[at], first = Math.ceil(lo / step - 1e-9), last = Math.floor(hi / step + 1e-9);
+      if (last <= first && at > 0) continue;
+      const out = [];
+      for (let i = first; i <= last; i++) out.push(Number((i * step).toPrecision(12)));
+      return out;
+    }
   }
   function logTicks(lo, hi, n) {
     const decades = Math.log10(hi / lo);
@@ -126,7 +130,7 @@
     ticks(a, b) {
       const spec = this.panel[a], [lo, hi] = this.domain[a].map(u => this.back(a, u)), n = Math.max(3, Math.round(a === 'x' ? b.w / 62 : b.h / 38));
       if (spec.scale === 'category') return spec.categories.map((c, i) => [i, c]).filter(([i]) => i >= lo && i <= hi);
-      return (spec.scale === 'log' ? logTicks : linearTicks)(lo, hi, n).map(t => [t, text(t, spec.unit)]);
+      return (spec.scale === 'log' ? logTicks : linearTicks)(lo, hi, n).map(t => [t, spec.bare ? '' : text(t, spec.unit)]);
     }
     room() { return 30 + 6.1 * Math.max(2, ...this.ticks('y', this.box()).map(([, label]) => label.length)); }
     axis(a, b, soft, words) {
@@ -178,7 +182,7 @@
             const [l, h] = [this.py(m.low[i]), this.py(m.high[i])];
             el('path', {d: `M${x} ${l}V${h}M${x - 3} ${l}h6M${x - 3} ${h}h6`, stroke: fill, 'stroke-width': 1.1, opacity: m.alpha}, layer);
           }
-          el('path', {d: marker(m.marker, x, Y[i], m.size * 0.82), fill: m.filled ? fill : shade('page'), stroke: m.filled ? shade('page') : fill, 'stroke-width': m.filled ? 0.6 : 1.5, opacity: m.alpha}, layer);
+          el('path', {d: marker(m.marker, x, Y[i], m.size * 0.82), fill: m.filled ? fill : shade('page'), stroke: m.filled ? shade('page') : fill, 'stroke-width': m.filled ? (m.size > 2.5 ? 0.6 : 0) : 1.5, opacity: m.alpha}, layer);
           track(i);
         });
       }

@@ -110,7 +110,8 @@ def finals(frame: pd.DataFrame) -> pd.DataFrame:
   if 'run_id' in frame.columns:
     for by in ('step', 'tokens', 'flops'):
       if by in frame.columns:
-        return frame.loc[frame.groupby('run_id', sort=False)[by].idxmax().sort_values()]
+        known = frame[frame[by].notna()]
+        return known.loc[known.groupby('run_id', sort=False)[by].idxmax().sort_values()]
   return frame
 
 

@@ -37,7 +37,7 @@ class Scale:
     rank = int(np.searchsorted(self.levels, value))
     low, high = self.levels[0], self.levels[-1]
     place = float(ramp_position(value, low, high)) if high > low else 0.3
-    return {'color': place, 'marker': MARKERS[rank % len(MARKERS)]}
+    return {'color': place, 'marker': MARKERS[rank % len(MARKERS)] if self.few else 'circle'}
 
   def label(self, value: float) -> str:
     return f'{self.prefix}{ticks.text(value, self.unit)}{self.suffix}'

@@ -168,7 +168,7 @@ def _panel(fig: Any, ax: Any, panel: Panel) -> dict[str, Any]:
       room = box.width / 0.55 if name == 'x' else box.height / 0.33
       target = max(3, min(8, round(room)))
       places = (ticks.log if spec.scale == 'log' else ticks.linear)(low, high, target)
-      labels, long = [ticks.text(p, spec.unit) for p in places], False
+      labels, long = ['' if spec.bare else ticks.text(p, spec.unit) for p in places], False
     axis.set_major_locator(_fixed(places))
     axis.set_major_formatter(_formatter(labels))
     axis.set_minor_locator(_fixed([]))
@@ -221,16 +221,21 @@ def _points(ax: Any, mark: Mark, x: np.ndarray, y: np.ndarray, shade: Any, z: fl
   if mark.low is not None and mark.high is not None:
     spread = np.abs(np.stack([y - np.asarray(mark.low, float), np.asarray(mark.high, float) - y]))
     ax.errorbar(x, y, spread, fmt='none', ecolor=shade, elinewidth=0.8, capsize=1.8, zorder=z, alpha=mark.alpha)
-  style = {'marker': _MARKERS[mark.marker], 'ms': mark.size, 'ls': 'none', 'alpha': mark.alpha, 'zorder': z + 0.005}
+  size = mark.size * (1.55 if mark.marker == 'star' else 1.2 if mark.marker in ('plus', 'cross') else 1.0)
+  style = {'marker': _MARKERS[mark.marker], 'ms': size, 'ls': 'none', 'alpha': mark.alpha, 'zorder': z + 0.005}
   if mark.values is not None:
     for a, b, value in zip(x, y, mark.values, strict=True):
-      ax.plot(a, b, **_fill(color(value), mark.filled), **style)
-    return ax.plot([], [], **_fill(color(0.4), mark.filled), **style)[0]
-  return ax.plot(x, y, **_fill(shade, mark.filled), **style)[0]
+      ax.plot(a, b, **_fill(color(value), mark.filled, size), **style)
+    return ax.plot([], [], **_fill(color(0.4), mark.filled, size), **style)[0]
+  return ax.plot(x, y, **_fill(shade, mark.filled, size), **style)[0]
 
 
-def _fill(shade: Any, filled: bool) -> dict[str, Any]:
-  return {'mfc': shade, 'mec': 'white', 'mew': 0.4} if filled else {'mfc': 'white', 'mec': shade, 'mew': 1.1}
+def _fill(shade: Any, filled: bool, size: float) -> dict[str, Any]:
+  return (
+    {'mfc': shade, 'mec': 'white', 'mew': 0.4 if size > 2.5 else 0.0}
+    if filled
+    else {'mfc': 'white', 'mec': shade, 'mew': 1.1}
+  )
 
 
 def _rectangle(x: float, y: float, fill: Any, z: float) -> Any:

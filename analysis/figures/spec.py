@@ -35,6 +35,7 @@ class Axis:
   unit: str = 'number'
   limits: tuple[float, float] | None = None
   categories: Sequence[str] = ()
+  bare: bool = False  # ticks without numbers, where a neighbour has them
 
 
 @dataclasses.dataclass

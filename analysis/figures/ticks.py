@@ -31,9 +31,14 @@ def linear(low: float, high: float, target: int = 6) -> list[float]:
     return [low]
   raw = span / target
   power = 10 ** math.floor(math.log10(raw))
-  step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
-  first = math.ceil(low / step - 1e-9)
-  return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+  steps = [m * power for m in (0.2, 0.5, 1, 2, 2.5, 5, 10)]
+  at = next(i for i, step in enumerate(steps) if step >= raw * (1 - 1e-9))
+  while True:
+    step = steps[at]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    if last > first or at == 0:
+      return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
+    at -= 1
 
 
 def log(low: float, high: float, target: int = 6) -> list[float]:
