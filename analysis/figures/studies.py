@@ -13,6 +13,7 @@ from analysis.figures import common, ticks
 from analysis.figures.common import Scale
 from analysis.figures.registry import figure
 from analysis.figures.spec import Axis, Panel, Plot, ramp_position
+from analysis.isoflop import minimum
 from scaling.errors import UserError
 
 _HOVER = (('params', 'count'), ('tokens', 'count'), ('loss', 'number'))
@@ -345,7 +346,7 @@ def _rate_curves(context: Context, cells: list, rate: str) -> Plot:
     ]
     left.add('line', mean.index, mean, color=style['color'], width=1.0)
     left.add('points', mean.index, mean, label=scale.label(params) if scale.few else '', hover=texts, size=3.6, **style)
-    found = frontier._minimum(np.log(mean.index.to_numpy(float)), np.log(mean.to_numpy(float)), 'parabola')
+    found = minimum(np.log(mean.index.to_numpy(float)), np.log(mean.to_numpy(float)), 'parabola')
     best = float(np.exp(found['at'])) if not found['why'] else float(mean.idxmin())
     why = found['why'].replace('smallest size', 'smallest rate').replace('largest size', 'largest rate')
     left.add('points', [best], [float(mean.min()) if found['why'] else float(np.exp(found['least']))], marker='cross' if why else 'star', color='orange',
