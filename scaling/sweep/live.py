@@ -17,8 +17,6 @@ class Meter:
 
   def __init__(self) -> None:
     self._seen: collections.deque[tuple[float, int]] = collections.deque()
-    self._begun: int | None = None
-    self._started = time.monotonic()
 
   def tokens_per_second(self, sweep: Sweep) -> float:
     """Over the last `WINDOW_SECONDS`; call it regularly."""
@@ -66,6 +64,7 @@ class Plain:
 
   def finished(self, sweep: Sweep, job: Job) -> None:
     """A run has ended."""
+    self._rate = self._meter.tokens_per_second(sweep)
     self._write(finished_line(sweep, job, self._rate, self._meter.seconds_left(sweep)))
 
   def note(self, text: str) -> None:

@@ -25,6 +25,7 @@ PREEMPTED = 75
 GRACE_SECONDS = 30.0  # to save a checkpoint after SIGTERM
 POLL_SECONDS = 0.1
 HELD_SECONDS = 5.0  # before a run that another process holds is asked for again
+GROWN_BYTES = 1_000_000_000  # each compile leaves memory behind: above this a worker is renewed before its next shape
 ALIKE = 3  # this many different runs failing alike, and none succeeding, ends the sweep
 
 
@@ -206,7 +207,7 @@ class Sweep:
     if self.gave_up or self.stopped_by:
       return
     taken = {worker.slot.index for worker in self.workers}
-    idle: list[local.Worker | local.Slot] = [worker for worker in self.workers if worker.busy is None]
+    idle: list[local.Worker | local.Slot] = [w for w in self.workers if w.busy is None and not w.retired]
     idle += [slot for slot in self.slots if slot.index not in taken]
     for place in idle:
       job = self._next(place.shape if isinstance(place, local.Worker) else None)
@@ -214,6 +215,10 @@ class Sweep:
         return
       if isinstance(place, local.Worker):
         worker = place
+        if job.shape != worker.shape and not job.bytes and worker.resident_bytes() > GROWN_BYTES:
+          worker.retired = True
+          worker.dismiss()
+          continue
       else:
         worker = local.Worker(place, self.logs / f'worker-{place.index}.log', self.command)
         self.workers.append(worker)

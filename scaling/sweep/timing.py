@@ -14,10 +14,10 @@ from scaling.sweep import records
 
 # One worker process before its first step: Python, jax, the data libraries and compiled programs
 # (measured: experiments/LOG.md, "What a worker costs").
-PROCESS_BYTES = 650_000_000
+PROCESS_BYTES = 1_200_000_000
 # One CPU core, one process per core, before any run has finished here (same entry).
-DEFAULT_FLOPS_PER_SECOND = 2.0e10
-DEFAULT_STEP_SECONDS = 2.0e-3
+DEFAULT_FLOPS_PER_SECOND = 1.0e10
+DEFAULT_STEP_SECONDS = 1.4e-3
 DEFAULT_RUN_SECONDS = 3.0
 CPU_MODEL_LINES = ('model name', 'CPU part')
 

@@ -19,7 +19,7 @@ from scaling.sweep.engines import local
 FAKE = (sys.executable, '-S', str(Path(__file__).with_name('fake_worker.py')))
 
 
-def make_sweep(folder, mishaps, workers=2, **options):
+def make_sweep(folder, mishaps, workers=2, shapes='ssssssssss', **options):
   """A sweep of one tiny run per entry; an entry holds the words of its mishaps, one per attempt."""
   jobs = []
   for i, words in enumerate(mishaps):
@@ -27,7 +27,7 @@ def make_sweep(folder, mishaps, workers=2, **options):
     run_dir = folder / 'runs' / run.run_id
     records.write_json(run_dir / 'config.json', {'run_id': run.run_id, 'run': config.to_dict(run)})
     (run_dir / 'mishaps').write_text(words)
-    jobs.append(supervise.Job(run.run_id, run.name, run_dir, run.data.steps, run.data.batch_tokens, 1.0 + i, 'shape'))
+    jobs.append(supervise.Job(run.run_id, run.name, run_dir, run.data.steps, run.data.batch_tokens, 1.0 + i, shapes[i]))
   lines = []
   sweep = supervise.Sweep(
     jobs, local.slots(workers), folder / 'logs', live.Plain(lines.append), **{'command': FAKE, **options}
@@ -134,6 +134,24 @@ def test_runs_wait_for_memory(tmp_path):
   assert sweep._next(None) is None
   sweep.memory_limit = 200
   assert sweep._next(None) is jobs[1]
+
+
+def test_a_grown_worker_is_renewed_before_another_shape(tmp_path, monkeypatch):
+  monkeypatch.setattr(supervise, 'GROWN_BYTES', 0)
+  seen = set()
+  hand_out = supervise.Sweep._hand_out
+
+  def watch(sweep):
+    hand_out(sweep)
+    seen.update(worker.process.pid for worker in sweep.workers)
+
+  monkeypatch.setattr(supervise.Sweep, '_hand_out', watch)
+  sweep, _ = make_sweep(tmp_path / 'same', [''] * 3, workers=1)
+  assert len(seen) == 1, 'equal shapes stay'
+  seen.clear()
+  sweep, _ = make_sweep(tmp_path / 'other', [''] * 3, workers=1, shapes='abc')
+  assert len(seen) == 3 and sweep.restarts == 0
+  assert [job.status for job in sweep.jobs] == ['done'] * 3
 
 
 SUPERVISOR = """

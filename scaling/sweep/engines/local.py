@@ -74,6 +74,7 @@ class Worker:
     self.given = 0.0  # when it was handed over, on the monotonic clock
     self.peak_bytes = 0
     self.shape: str | None = None  # of the last run: its programs are compiled here
+    self.retired = False  # it gets no more runs
     self.stuck = False  # it was ended for showing no life
     self.kills_before = 0  # by the kernel for memory, on this machine, when the run was handed over
     environment = {**os.environ, **dict(slot.environment), 'PYTHONUNBUFFERED': '1'}
