@@ -7,19 +7,20 @@
 Compute is 6 params tokens in the counting of `params` unless a column is named, so that the three speak of one compute.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import table
+from analysis import solver, table, uncertainty
 from analysis.approach import FLOPS_PER_PARAM_TOKEN, Approach, compute, lines, stack
 from analysis.isoflop import isoflop
 from scaling.errors import UserError
 
 __all__ = [
-  'FLOPS_PER_PARAM_TOKEN', 'Approach', 'approaches', 'compute', 'disagreement', 'envelope', 'evaluate', 'isoflop', 'optimal',
+  'FLOPS_PER_PARAM_TOKEN', 'Approach', 'approaches', 'compute', 'disagreement', 'envelope', 'evaluate', 'evaluate_each', 'isoflop', 'optimal',
   'parametric', 'samples',
 ]  # fmt: skip
 
@@ -54,34 +55,44 @@ def optimal(fit: Any, flops: Any, theta: Mapping[str, Any] | None = None) -> tup
 
 def evaluate(fit: Any, columns: Mapping[str, Any], theta: Mapping[str, Any] | None = None) -> np.ndarray:
   """The law's outcome for columns [n], at the estimate ([n]) or at parameters with a leading axis ([resamples, n])."""
+  law = fit.declared
+  values = np.stack(np.broadcast_arrays(*(np.asarray((theta or fit.estimate)[k], float) for k in law.names)), axis=-1)
+  columns = {k: np.asarray(columns[k], float) for k in law.inputs}
+  found = uncertainty.evaluate(law, np.atleast_2d(values), columns)
+  return found if values.ndim == 2 else found[0]
+
+
+def evaluate_each(fit: Any, columns: Mapping[str, Any], theta: Mapping[str, Any]) -> np.ndarray:
+  """The outcome [resamples, n] of each draw's law at that draw's own inputs [resamples, n]."""
+  with _exact():
+    theta = {k: np.asarray(v, float)[:, None] for k, v in theta.items()}
+    return np.asarray(fit.declared.predict(theta, {k: np.asarray(v, float) for k, v in columns.items()}), float)
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+  """float64 on the CPU, whatever else is there."""
   import jax
 
-  law = fit.declared
-  with jax.enable_x64(True):
-    theta = {k: np.asarray(v, float) for k, v in (theta or fit.estimate).items()}
-    if any(v.ndim for v in theta.values()):
-      theta = {k: np.atleast_1d(v)[:, None] for k, v in theta.items()}
-    columns = {k: np.atleast_1d(np.asarray(columns[k], float)) for k in law.inputs}
-    return np.asarray(law.predict(theta, columns), float)
+  with jax.enable_x64(True), jax.default_device(solver.cpu_device()):
+    yield
 
 
 def _least(law: Any, theta: dict[str, np.ndarray], c: np.ndarray) -> np.ndarray:
   """Params of least outcome at each budget, by repeated refinement of a grid in log params."""
-  import jax
-
-  with jax.enable_x64(True):
-    centre = 0.5 * np.log(c)
-    shape = np.broadcast_shapes(*(v.shape for v in theta.values()), c.shape)
-    centre, width = np.broadcast_to(centre, shape).copy(), np.broadcast_to(0.5 * np.log(c) + 2, shape).copy()
-    deep = {k: v[..., None] for k, v in theta.items()}
-    for _ in range(9):
-      grid = centre[..., None] + width[..., None] * np.linspace(-1, 1, 41)
-      n = np.exp(grid)
+  shape = np.broadcast_shapes(*(v.shape for v in theta.values()), c.shape)
+  centre = np.broadcast_to(0.5 * np.log(c), shape).copy()
+  width = np.broadcast_to(0.5 * np.log(c) + 2, shape).copy()
+  deep = {k: v[..., None] for k, v in theta.items()}
+  for _ in range(9):
+    grid = centre[..., None] + width[..., None] * np.linspace(-1, 1, 41)
+    n = np.exp(grid)
+    with _exact():
       value = np.asarray(law.predict(deep, {'params': n, 'tokens': c[:, None] / n}), float)
-      best = np.argmin(np.where(np.isfinite(value), value, np.inf), axis=-1)
-      centre = np.take_along_axis(grid, best[..., None], -1)[..., 0]
-      width = width / 16
-    return np.exp(centre)
+    best = np.argmin(np.where(np.isfinite(value), value, np.inf), axis=-1)
+    centre = np.take_along_axis(grid, best[..., None], -1)[..., 0]
+    width = width / 16
+  return np.exp(centre)
 
 
 def envelope(

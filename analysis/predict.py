@@ -32,7 +32,7 @@ def optimum(fit: Any, flops: Any) -> pd.DataFrame:
   if draws:
     sn, sd = frontier.optimal(fit, c, draws)
     # each draw's own optimum under its own law: what the best run of that budget would reach
-    loss = _diagonal(fit, sn, sd, draws)
+    loss = frontier.evaluate_each(fit, {'params': sn, 'tokens': sd}, draws)
     for name, values in (('params', sn), ('tokens', sd), ('tokens_per_param', sd / sn), ('loss', loss)):
       out[f'{name}_low'], out[f'{name}_high'] = _band(values)
   return pd.DataFrame(out)
@@ -65,7 +65,7 @@ def departure(fit: Any, flops: float, params: Any) -> pd.DataFrame:
   draws = frontier.samples(fit)
   if draws:
     sn, sd = frontier.optimal(fit, c, draws)
-    own = _diagonal(fit, sn, sd, draws)
+    own = frontier.evaluate_each(fit, {'params': sn, 'tokens': sd}, draws)
     out['excess_low'], out['excess_high'] = _band(frontier.evaluate(fit, {'params': n, 'tokens': d}, draws) / own - 1)
   return pd.DataFrame(out)
 
@@ -156,15 +156,6 @@ def score(path: str | Path, measured: pd.DataFrame, tolerance: float = 0.02) -> 
 def _digest(record: Mapping[str, Any]) -> str:
   text = json.dumps({k: v for k, v in record.items() if k != 'sha256'}, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _diagonal(fit: Any, params: np.ndarray, tokens: np.ndarray, draws: Mapping[str, np.ndarray]) -> np.ndarray:
-  """The outcome [resamples, budgets] of each draw's law at that draw's own params and tokens."""
-  import jax
-
-  with jax.enable_x64(True):
-    theta = {k: v[:, None] for k, v in draws.items()}
-    return np.asarray(fit.declared.predict(theta, {'params': params, 'tokens': tokens}), float)
 
 
 def _band(values: np.ndarray) -> np.ndarray:

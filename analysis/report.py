@@ -33,8 +33,9 @@ def build(
 ) -> Path:
   """Writes OUT/figures (SVG, PNG), OUT/tables (CSV, Markdown, LaTeX) and OUT/report.html, and gives the page's path.
 
-  figures, tables: names; None: those that the study asks for, and of the default ones all that its records allow.
-  Names given here must be possible: an unknown name, or one whose records are missing, is a UserError that says why.
+  figures, tables: names. None: those that the study asks for, and of the default ones all that its records allow. Where names
+  are given, the files of these alone are written; the page has them beside what it always has. Names given here must be
+  possible: an unknown name, or one whose records are missing, is a UserError that says why.
   """
   out = Path(out_dir)
   context = context or contexts.load(out)
@@ -44,12 +45,12 @@ def build(
   made, missing_tables = _make(
     tables, context.study.get('tables'), table_registry.TABLES, table_registry.get, lambda e: e.table(context)
   )
-  for folder, items in (('figures', plots), ('tables', made)):
-    if items:
-      (out / folder).mkdir(parents=True, exist_ok=True)
-  for plot in plots:
+  some = figures is not None or tables is not None
+  for plot in [p for p in plots if not some or p.name in (figures or ())]:
+    (out / 'figures').mkdir(parents=True, exist_ok=True)
     draw.save(plot, out / 'figures', plot.name)
-  for table in made:
+  for table in [t for t in made if not some or t.name in (tables or ())]:
+    (out / 'tables').mkdir(parents=True, exist_ok=True)
     table.save(out / 'tables')
   path = out / 'report.html'
   path.write_text(page(context, plots, made, missing + missing_tables), encoding='utf-8')
@@ -59,21 +60,18 @@ def build(
 def _make(
   asked: Sequence[str] | None, study: Sequence[str] | None, known: dict, get: Any, make: Any
 ) -> tuple[list, list[tuple[str, str]]]:
-  """Things made, and (name, reason) of those that could not be. Only names asked for by the caller must be possible."""
-  names = (
-    list(asked)
-    if asked is not None
-    else list(dict.fromkeys([*(study or []), *(n for n, e in known.items() if e.default)]))
-  )
+  """Things made, those asked for by the caller first, and (name, reason) of those that could not be."""
+  names = list(dict.fromkeys([*(asked or []), *(study or []), *(n for n, e in known.items() if e.default)]))
   done, missing = [], []
-  for name in names:
-    entry = get(name)
+  for entry in [get(name) for name in names]:
     try:
       done.append(make(entry))
     except Unavailable as error:
-      if asked is not None:
-        raise UserError(f'{name} cannot be made from these records: it needs {entry.needs}; missing: {error}') from None
-      missing.append((name, str(error)))
+      if entry.name in (asked or ()):
+        raise UserError(
+          f'{entry.name} cannot be made from these records: it needs {entry.needs}; missing: {error}'
+        ) from None
+      missing.append((entry.name, str(error)))
   return done, missing
 
 

@@ -140,7 +140,18 @@ def _histogram(values: np.ndarray, x: Axis, name: str, fit: fitting.Fit, log: bo
     x, Axis('', limits=(0, 1.1), bare=True), [], title=f'{name} = {ticks.text(fit.estimate[name], "number", 4)}'
   )
   steps = np.repeat(edges, 2)[1:-1]
-  panel.add('line', steps, np.repeat(counts / counts.max(), 2), color='blue', width=1.1)
+  texts = [
+    f'{name} {ticks.text(a)} to {ticks.text(b)}\n{k} draws'
+    for a, b, k in zip(edges[:-1], edges[1:], counts, strict=True)
+  ]
+  panel.add(
+    'line',
+    steps,
+    np.repeat(counts / counts.max(), 2),
+    color='blue',
+    width=1.1,
+    hover=[t for t in texts for _ in (0, 1)],
+  )
   for end in fit.ci95.get(name, ()):
     if end is not None and np.isfinite(end) and (end > 0 or not log):
       panel.add('rule', [end], [], color='muted', dash='dot')

@@ -281,11 +281,8 @@ def _chain(first: Any, second: Any, columns: dict[str, np.ndarray]) -> np.ndarra
   """95% band [2, n] of accuracy with the draws of both fits paired."""
   count = min(len(first.samples), len(second.samples), 500)
   loss = first.predict_samples(columns)[:count]
-  theta = dict(zip(second.declared.names, np.asarray(second.samples, float)[:count].T[:, :, None], strict=True))
-  import jax
-
-  with jax.enable_x64(True):
-    values = np.asarray(second.declared.predict(theta, {'loss': loss}), float)
+  theta = dict(zip(second.declared.names, np.asarray(second.samples, float)[:count].T, strict=True))
+  values = frontier.evaluate_each(second, {'loss': loss}, theta)
   return np.nanpercentile(values, [2.5, 97.5], axis=0)
 
 

@@ -11,7 +11,7 @@ import pytest
 import synthetic_study
 
 from analysis import context as contexts
-from analysis import figures
+from analysis import figures, laws
 from analysis import fit as fitting
 from analysis.figures import draw, ticks
 from analysis.figures.spec import Axis, Panel, Plot
@@ -176,7 +176,9 @@ def test_learning_rate_optima_are_interior_or_said_not_to_be(batches, edge):
 
 def test_width_and_depth_prescription(context):
   frame = synthetic_study.rows().query('final').assign(depth=lambda f: f['layers'] + 2)
-  fit = fitting.fit(frame, 'width-depth', probe=False, starts=8)
+  estimate = {'E': 1.1, 'A': 20.0, 'alpha': 0.6, 'B': 0.5, 'beta': 0.7, 'D': 190.0, 'delta': 0.37}
+  law = laws.get('width-depth')
+  fit = fitting.Fit(law.name, law.formula, {}, 24, 24, estimate, {}, {}, 0.0, {}, {}, 0.0)
   plot = figures.get('gemstones').plot(contexts.Context({}, frame, [fit]))
   size = plot.panels[0].marks[[m.label for m in plot.panels[0].marks].index('prescription')]
   assert size.y[-1] > size.y[0]

@@ -66,13 +66,15 @@ def test_text_of_the_user_cannot_break_the_page(tmp_path):
 def test_named_figures_and_tables(study, tmp_path):
   out = tmp_path / 'out'
   shutil.copytree(study, out, ignore=shutil.ignore_patterns('figures', 'tables'))
-  report.build(out, figures=['residuals'], tables=[])
-  assert {p.name for p in (out / 'figures').iterdir()} == {'residuals.svg', 'residuals.png'}
+  page = report.build(out, figures=['chinchilla4']).read_text(encoding='utf-8')
+  assert {p.name for p in (out / 'figures').iterdir()} == {'chinchilla4.svg', 'chinchilla4.png'}
   assert not (out / 'tables').exists()
+  names = list(json.loads(_embedded(page))['plots'])
+  assert set(names) == SPINE_FIGURES | {'chinchilla4'}, 'the page has what it always has, and the figure asked for'
   with pytest.raises(UserError, match="unknown figure 'residual': did you mean 'residuals'"):
     report.build(out, figures=['residual'])
   with pytest.raises(UserError, match="unknown table 'shape': did you mean 'shapes'"):
-    report.build(out, figures=[], tables=['shape'])
+    report.build(out, tables=['shape'])
 
 
 def test_what_cannot_be_made_is_said(tmp_path):
