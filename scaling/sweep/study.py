@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -114,7 +115,7 @@ def override(study: Study, overrides: Mapping[str, str]) -> Study:
   # A run that was held out stays so, though its identity changes.
   changed, held = [], set()
   for run in study.runs:
-    new = config.replace(run, runs)
+    new = config.replace(run, {'name': _renamed(run.name, runs), **runs})
     changed.append(new)
     if study.held_out(run):
       held.add(_cell(new))
@@ -124,6 +125,14 @@ def override(study: Study, overrides: Mapping[str, str]) -> Study:
     held_out=lambda run: _cell(run) in held,
     execution=config.replace(study.execution, execution),
   )
+
+
+def _renamed(name: str, overrides: Mapping[str, str]) -> str:
+  """A run's name with the values in it replaced that an override changes."""
+  for path, value in overrides.items():
+    leaf = path.rpartition('.')[2]
+    name = re.sub(rf'(?<!\S){leaf}=\S+', lambda _, leaf=leaf, value=value: f'{leaf}={value}', name)
+  return name
 
 
 def _call(path: Path) -> Study:

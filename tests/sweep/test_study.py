@@ -43,6 +43,7 @@ def test_overrides_go_into_every_run_and_keep_what_is_held_out():
   made = study.Study('s', runs, held_out=lambda run: run.data.tokens == 8192)
   changed = study.override(made, {'data.tokens': '16384', 'seed': '3'})
   assert [run.data.tokens for run in changed.runs] == [16384, 16384] and {run.seed for run in changed.runs} == {3}
+  assert changed.runs[0].name == 'tokens=16384', 'a name does not tell what is no longer so'
   changed = study.override(made, {'seed': '3', 'execution.remat': 'full', 'model': 'ladder-4k'})
   assert [changed.held_out(run) for run in changed.runs] == [False, True]
   assert changed.execution.remat == 'full' and changed.runs[0].model.width == 16
