@@ -81,7 +81,8 @@ def run_study(
         with sweep.view:
           sweep.run()
         made = plan.make(study, out_dir, workers)
-        if made.rate.source.endswith('finished runs'):
+        trained = sum((cell.state.result or {}).get('seconds') or 0.0 for cell in made.cells)
+        if trained > timing.MEMORABLE_SECONDS and made.rate.source.endswith('finished runs'):
           timing.remember(made.rate)
       frame = records.collect(out_dir)
       if study.baselines and not (sweep and sweep.stopped_by):

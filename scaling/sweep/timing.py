@@ -19,6 +19,7 @@ PROCESS_BYTES = 1_200_000_000
 DEFAULT_FLOPS_PER_SECOND = 1.0e10
 DEFAULT_STEP_SECONDS = 1.4e-3
 DEFAULT_RUN_SECONDS = 3.0
+MEMORABLE_SECONDS = 120.0  # of training in a sweep, below which its rate says little of other studies
 CPU_MODEL_LINES = ('model name', 'CPU part')
 
 
