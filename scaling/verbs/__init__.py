@@ -11,7 +11,9 @@ from absl import flags
 from scaling import config
 from scaling.errors import UserError, unknown
 
-NAMES = ('train', 'plan', 'run', 'status', 'fit', 'predict', 'report', 'compile', 'doctor')
+NAMES = (
+  'train', 'plan', 'run', 'status', 'fit', 'predict', 'report', 'compare', 'backtest', 'specs', 'next', 'compile', 'doctor',
+)  # fmt: skip
 METAVARS = {'set': 'path=value', 'input': 'name=value', 'select': 'SQL', 'where': 'SQL'}  # others: the flag's name
 HELP_FLAGS = ('--help', '-h', '-help', '--helpfull', '--helpshort')
 WIDTH = 100
