@@ -87,6 +87,12 @@ class Context:
         return one
     raise Unavailable(next((m.split(': ', 1)[1] for m in missing if m.startswith(name)), f'approach {name}'))
 
+  @property
+  def predictive(self) -> list[fitting.Fit]:
+    """Fits of loss that can predict any run: those of several inputs, or of one where there is no other."""
+    found = [f for f in self.fits if f.declared.outcome == 'loss' and set(f.declared.inputs) <= set(self.frame.columns)]
+    return [f for f in found if len(f.declared.inputs) > 1] or found
+
   def fit_of(self, *names: str) -> fitting.Fit:
     """The first fit of one of these laws."""
     for name in names:

@@ -77,24 +77,24 @@ def predict_verb(
       )
     rows = predict.score(fits, table.finals(table.read(score)))
     inside = int(rows['inside'].sum())
-    return f'{_text(rows)}\n\n{inside} of {len(rows)} inside their 95% interval; mean absolute error {rows["error"].abs().mean():.2%}'
-  one = _choose(_load(fits), law)
+    return f'{text(rows)}\n\n{inside} of {len(rows)} inside their 95% interval; mean absolute error {rows["error"].abs().mean():.2%}'
+  one = load_fit(fits, law)
   values = {
-    k: _numbers(k, v) for k, v in {'params': params, 'tokens': tokens, **(inputs or {})}.items() if v is not None
+    k: numbers(k, v) for k, v in {'params': params, 'tokens': tokens, **(inputs or {})}.items() if v is not None
   }
   lines = [f'{one.law}: {one.formula}', f'fitted to {one.n_points} points of {one.n_runs} runs', '']
   if flops is not None:
-    budgets = _numbers('flops', flops)
+    budgets = numbers('flops', flops)
     if 'flops' in one.declared.inputs:
-      return '\n'.join([*lines, _text(predict.loss(one, values | {'flops': budgets}))])
+      return '\n'.join([*lines, text(predict.loss(one, values | {'flops': budgets}))])
     if 'params' in values and 'tokens' not in values:
       parts = [predict.departure(one, c, values['params']).assign(flops=c) for c in budgets]
       lines += [
         'cost of departing from the best size (overspend: compute over what the best size needs for this loss)',
-        _text(pd.concat(parts)),
+        text(pd.concat(parts)),
       ]
     elif not values:
-      lines += ['compute-optimal, with flops = 6 params tokens and 95% intervals', _text(predict.optimum(one, budgets))]
+      lines += ['compute-optimal, with flops = 6 params tokens and 95% intervals', text(predict.optimum(one, budgets))]
     else:
       raise UserError('give --flops alone, --flops with --params, or --params with --tokens')
     return '\n'.join(lines)
@@ -103,7 +103,7 @@ def predict_verb(
   if register:
     record = predict.register(one, values, register, note)
     lines += [f'written: {register}', f'date {record["date"]}', f'sha256 {record["sha256"]}', '']
-  lines.append(_text(predict.loss(one, values)))
+  lines.append(text(predict.loss(one, values)))
   return '\n'.join(lines)
 
 
@@ -187,33 +187,57 @@ def _fit(frame: pd.DataFrame, names: Sequence[str], rows: str, **options: Any) -
   if frame.empty:
     raise UserError('no row is left to fit: all are held out, diverged, or before the first step')
   options = {k: v for k, v in options.items() if v is not None}
-  return [fitting.fit(frame, name, **options) for name in names]
+  made = []
+  for name in names:
+    used = _unlimited(frame, laws.get(name)) if rows == 'final' else frame
+    made.append(fitting.fit(used, name, **options))
+    if len(used) < len(frame):
+      text = f'fitted to {len(used)} of {len(frame)} rows: the lowest loss at each {made[-1].declared.inputs[0]}'
+      made[-1].settings['selection'] = text
+      made[-1].warnings.append(text)
+  return made
 
 
-def _load(path: str) -> list[fitting.Fit]:
+def _unlimited(frame: pd.DataFrame, law: laws.Law) -> pd.DataFrame:
+  """For a law of params, tokens or flops alone, the rows that the other dials limit least: the lowest loss at each value.
+
+  Of flops, those with a lower loss than every run of less compute. As Kaplan et al. 2020, section 1.2, define such laws.
+  """
+  column = law.inputs[0]
+  if (
+    len(law.inputs) > 1
+    or column not in ('params', 'tokens', 'flops')
+    or law.outcome != 'loss'
+    or column not in frame.columns
+  ):
+    return frame
+  best = frame.loc[frame.groupby(column)['loss'].idxmin()].sort_values(column)
+  if column == 'flops':
+    best = best[best['loss'] < best['loss'].cummin().shift(fill_value=float('inf'))]
+  return best if len(best) > len(law.parameters) else frame
+
+
+def load_fit(path: str, law: str | None = None) -> fitting.Fit:
+  """The fit of that law (the first if not said) in a fits.json, or in the folder that holds one."""
   where = Path(path)
-  return fitting.load(where / 'fits.json' if where.is_dir() else where)
-
-
-def _choose(fits: list[fitting.Fit], law: str | None) -> fitting.Fit:
+  fits = fitting.load(where / 'fits.json' if where.is_dir() else where)
   if not fits:
-    raise UserError('the file holds no fit')
-  if law is None:
-    return fits[0]
+    raise UserError(f'{path} holds no fit')
   for one in fits:
-    if one.law == law:
+    if law in (None, one.law):
       return one
   raise unknown('law', law, [f.law for f in fits])
 
 
-def _numbers(name: str, text: Any) -> list[float]:
+def numbers(name: str, text: Any) -> list[float]:
+  """The numbers of a flag such as --flops=1e20,1e21."""
   try:
     return [float(part) for part in str(text).split(',')]
   except ValueError:
     raise UserError(f'--{name}={text}: it must be a number such as 1e21, or several as 1e20,1e21') from None
 
 
-def _text(frame: pd.DataFrame) -> str:
+def text(frame: pd.DataFrame) -> str:
   """Aligned columns, four significant digits; an interval as [low, high] behind its value."""
   shown = {}
   for column in frame.columns:

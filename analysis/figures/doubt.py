@@ -15,9 +15,7 @@ from scaling.errors import UserError
 @figure('besiroglu-residuals', 'final losses and a fit of loss')
 def besiroglu_residuals(context: Context) -> Plot:
   """Distribution of the residuals of each fitted law (after Besiroglu et al. 2024)."""
-  found = [
-    f for f in context.fits if f.declared.outcome == 'loss' and set(f.declared.inputs) <= set(context.finals.columns)
-  ]
+  found = context.predictive
   if not found:
     raise Unavailable('a fit of loss whose inputs are columns of the rows')
   panel = Panel(
@@ -228,11 +226,23 @@ def specification_curve(context: Context) -> Plot:
     found = specification.run(context.clean, {'law': laws_used, **context.options.get('specification', {})})
   except UserError as error:
     raise Unavailable(str(error)) from None
+  return specification_plot(found)
+
+
+def specification_plot(found) -> Plot:
+  """The figure of a `specification.Curve`, whatever its target."""
+  from analysis import specification
+
   rows = found.rows[np.isfinite(found.rows['estimate'])].reset_index(drop=True)
   x = np.arange(len(rows))
-  top = Panel(Axis('', 'linear', limits=(-1, len(rows))), Axis('a (optimal params ~ compute^a)'), [])
+  label = {
+    'a': 'a (optimal params ~ compute^a)',
+    'params': 'Optimal parameters',
+    'tokens_per_param': 'Optimal tokens per parameter',
+  }
+  top = Panel(Axis('', 'linear', limits=(-1, len(rows))), Axis(label[found.target]), [])
   low, high = (np.percentile(rows['estimate'], q) for q in (1, 99))
-  reach = max(high - low, 0.05)
+  reach = max(high - low, 0.1 * abs(low))
   top.y.limits = (low - 0.8 * reach, high + 0.8 * reach)
   axes = [a for a in specification.AXES if rows[a].nunique() > 1]
   texts = [
@@ -280,7 +290,7 @@ def backtest_figure(context: Context) -> Plot:
   """Rolling backtest: laws fitted below a cut in compute, scored above it."""
   from analysis import backtest
 
-  names = [f.law for f in context.fits if f.declared.outcome == 'loss'] or ['chinchilla']
+  names = [f.law for f in context.predictive] or ['chinchilla']
   try:
     found = backtest.backtest(context.finals, names)
   except UserError as error:

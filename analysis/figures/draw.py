@@ -99,6 +99,9 @@ def save(plot: Plot, folder: Path, name: str, dpi: int = 200) -> list[Path]:
   import matplotlib
 
   fig = plot.draw()
+  with matplotlib.rc_context(STYLE):
+    fig.draw_without_rendering()  # the layout is found once, and kept for both files
+    fig.set_layout_engine('none')
   paths = [folder / f'{name}.svg', folder / f'{name}.png']
   with matplotlib.rc_context(STYLE):
     fig.savefig(paths[0], metadata={'Date': None, 'Creator': None})
@@ -224,8 +227,10 @@ def _points(ax: Any, mark: Mark, x: np.ndarray, y: np.ndarray, shade: Any, z: fl
   size = mark.size * (1.55 if mark.marker == 'star' else 1.2 if mark.marker in ('plus', 'cross') else 1.0)
   style = {'marker': _MARKERS[mark.marker], 'ms': size, 'ls': 'none', 'alpha': mark.alpha, 'zorder': z + 0.005}
   if mark.values is not None:
-    for a, b, value in zip(x, y, mark.values, strict=True):
-      ax.plot(a, b, **_fill(color(value), mark.filled, size), **style)
+    shades = [color(v) if math.isfinite(v) else 'none' for v in mark.values]
+    fill = _fill('k', mark.filled, size)
+    ax.scatter(x, y, s=size**2, marker=_MARKERS[mark.marker], c=shades if mark.filled else 'white', linewidths=fill['mew'],
+               edgecolors='white' if mark.filled else shades, alpha=mark.alpha, zorder=z + 0.005)  # fmt: skip
     return ax.plot([], [], **_fill(color(0.4), mark.filled, size), **style)[0]
   return ax.plot(x, y, **_fill(shade, mark.filled, size), **style)[0]
 

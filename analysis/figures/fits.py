@@ -123,7 +123,9 @@ def contour_panel(context: Context, fit, rows: pd.DataFrame) -> Panel:
 def predicted_vs_measured(context: Context) -> Plot:
   """Predicted against measured loss, with held-out runs marked."""
   panels = []
-  for fit in _joint_fits(context)[:3]:
+  if not context.predictive:
+    raise Unavailable('a fit of loss: scaling fit DIR --law=chinchilla --out=DIR/fits.json')
+  for fit in context.predictive[:3]:
     rows = with_predictions(context, fit)
     panel = Panel(Axis('Measured loss', 'log'), Axis('Predicted loss', 'log'), [], title=fit.law)
     low = float(min(rows['loss'].min(), rows['predicted'].min())) / 1.02
@@ -190,19 +192,6 @@ def with_predictions(context: Context, fit=None) -> pd.DataFrame:
   if rows.empty:
     raise Unavailable('finished runs')
   return rows.assign(predicted=fit.predict({k: rows[k].to_numpy(float) for k in fit.declared.inputs}))
-
-
-def _joint_fits(context: Context) -> list:
-  found = [
-    f
-    for f in context.fits
-    if f.declared.outcome == 'loss'
-    and set(f.declared.inputs) <= set(context.frame.columns)
-    and len(f.declared.inputs) > 1
-  ]
-  if not found:
-    raise Unavailable('a fit of loss against params and tokens')
-  return found
 
 
 def _few(levels: np.ndarray, most: int = 9) -> np.ndarray:

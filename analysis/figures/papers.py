@@ -47,6 +47,12 @@ def _best_panel(context: Context, best: pd.DataFrame, column: str, axis: Axis, s
     panel.add('points', part[column], part['loss'], label='held out' if held else 'best run', filled=not held, color='blue',
               hover=common.hover(part, *_HOVER))  # fmt: skip
   _power_line(panel, best, column, symbol)
+  for fit in [f for f in context.fits if f.law == f'power-{column}']:
+    grid = np.geomspace(best[column].min() / 1.3, best[column].max() * 1.6, 30)
+    line = fit.predict({column: grid})
+    panel.add(
+      'line', grid, line, label='power law with a floor', color='green', width=1.2, hover=[fit.formula] * len(grid)
+    )
   return panel
 
 

@@ -251,7 +251,7 @@ def _ladder_row(context: Context, frame: pd.DataFrame, task: str) -> list[Panel]
   for size in scale.levels:
     line = second.predict({'loss': first.predict({'params': np.full(30, size), 'tokens': tokens})})
     three.add('line', tokens, line, color=scale.style(size)['color'], width=0.9)
-  for k, (_, row) in enumerate(finals.iterrows()):
+  for k, (_, row) in sorted(enumerate(finals.iterrows()), key=lambda item: item[1][1]['params']):
     held = bool(row['held_out'])
     style = scale.style(row['params']) | ({'color': 'orange', 'marker': 'star', 'size': 7} if held else {'size': 3.4})
     name = str(row.get('name', row.get('run_id', '')))

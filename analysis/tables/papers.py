@@ -78,8 +78,6 @@ def chinchilla_a9(context: Context) -> Table:
     [c for c in ('width', 'layers', 'heads', '_size') if c in frame.columns]
   )
   frame = frame.assign(params_shown=frame['_size'])
-  if 'head_size' not in frame.columns and {'width', 'heads'} <= set(frame.columns):
-    frame['head_size'] = frame['width'] / frame['heads']
   columns = [
     Column('params_shown', 'Parameters', 'count'), Column('width', 'd_model', 'whole'), Column('mlp_width', 'ffw_size', 'whole'),
     Column('head_size', 'kv_size', 'whole'), Column('heads', 'n_heads', 'whole'), Column('layers', 'n_layers', 'whole'),
@@ -96,8 +94,6 @@ def gpt3_2_1(context: Context) -> Table:
   if not {'width', 'layers'} & set(frame.columns):
     raise Unavailable('columns width and layers in the rows')
   frame['model'] = [f'{ticks.text(float(n), "count")}' for n in frame['_size']]
-  if 'head_size' not in frame.columns and {'width', 'heads'} <= set(frame.columns):
-    frame['head_size'] = frame['width'] / frame['heads']
   columns = [
     Column('model', 'Model'), Column('params_total', 'n_params', 'count'), Column('layers', 'n_layers', 'whole'), Column('width', 'd_model', 'whole'),
     Column('heads', 'n_heads', 'whole'), Column('head_size', 'd_head', 'whole'), Column('batch_tokens', 'Batch size (tokens)', 'count'),

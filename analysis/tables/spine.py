@@ -32,6 +32,9 @@ def shape_rows(context: Context) -> pd.DataFrame:
   """One row per model shape and set of hyperparameters, with the range of token budgets it was trained for."""
   rows = context.finals
   rows = rows.rename(columns={k: v for k, v in _FOREIGN.items() if k in rows.columns and v not in rows.columns})
+  if {'width', 'heads'} <= set(rows.columns):  # a head's size is written only where it is not width / heads
+    size = rows['width'] / rows['heads']
+    rows = rows.assign(head_size=pd.to_numeric(rows['head_size']).fillna(size) if 'head_size' in rows.columns else size)
   if 'batch_size' in rows.columns and 'sequence_length' in rows.columns:
     rows = rows.assign(batch_tokens=rows['batch_size'] * rows['sequence_length'])
   keys = [c.key for c in pick(rows, _SHAPE + _HYPER)]
@@ -184,9 +187,7 @@ def predictions(context: Context) -> Table:
   if context.held_out.empty:
     raise Unavailable('held-out runs: rows with held_out true')
   parts = []
-  for one in context.fits:
-    if one.declared.outcome != 'loss' or not set(one.declared.inputs) <= set(context.finals.columns):
-      continue
+  for one in context.predictive:
     rows = with_predictions(context, one)
     rows = rows[rows['held_out']]
     low, high = one.predict_interval({k: rows[k].to_numpy(float) for k in one.declared.inputs}, new_run=True)

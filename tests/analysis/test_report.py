@@ -106,6 +106,18 @@ def test_analyse_fits_without_held_out_and_says_all(tmp_path):
   assert np.isclose(fits[0]['estimate']['alpha'], synthetic_study.TRUTH['alpha'], atol=0.08)
 
 
+def test_laws_of_one_variable_are_fitted_to_the_rows_that_nothing_else_limits(tmp_path):
+  frame = synthetic_study.rows(evaluations=1, noise=0.0)
+  frame['held_out'] = frame['tokens'] == max(synthetic_study.BUDGETS)
+  out = synthetic_study.write(tmp_path / 'out', frame, fit=False)
+  text = verbs.analyse(out, ['power-params', 'chinchilla'], bootstrap=0, build=False)
+  fits = {f['law']: f for f in json.loads((out / 'fits.json').read_text())}
+  assert fits['power-params']['n_points'] == 6 and fits['chinchilla']['n_points'] == 18
+  assert 'fitted to 6 of 18 rows: the lowest loss at each params' in text
+  # all six are at one token budget, so the law's params term is met exactly, and the tokens term is in the floor
+  assert np.isclose(fits['power-params']['estimate']['alpha'], synthetic_study.TRUTH['alpha'], atol=1e-3)
+
+
 def test_empty_and_broken_folders(tmp_path):
   with pytest.raises(UserError, match='does not exist'):
     verbs.report_verb(str(tmp_path / 'none'))
