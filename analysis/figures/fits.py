@@ -60,7 +60,7 @@ def loss_vs_params_tokens(context: Context) -> Plot:
 
 @figure('contours', 'final losses and a fit of loss against params and tokens', default=True)
 def contours(context: Context) -> Plot:
-  """IsoLoss contours of the fitted law with the efficient frontier, and slices at fixed compute."""
+  """IsoLoss contours of the fitted law with the efficient frontier."""
   fit, rows = context.joint, with_predictions(context)
   return Plot(
     'IsoLoss contours and efficient frontier',

@@ -30,9 +30,7 @@ def porian1(context: Context) -> Plot:
     raise Unavailable('at least two ways to find the optimum: ' + '; '.join(missing)[:300])
   names = [name for name, _ in steps]
   left = Panel(Axis('', 'category', categories=names), Axis('a (optimal params ~ compute^a)'), [])
-  right = Panel(
-    common.flops_axis('Compute (FLOPs)'), Axis(f'Optimal {context.params_label.lower()}', 'log', 'count'), []
-  )
+  right = Panel(common.flops_axis('Compute (FLOPs)'), Axis('Optimal parameters', 'log', 'count'), [])
   for reference, label, dash in (
     (0.73, 'Kaplan et al. 2020: 0.73', 'dot'),
     (0.50, 'Hoffmann et al. 2022: 0.50', 'dash'),
@@ -50,7 +48,7 @@ def porian1(context: Context) -> Plot:
   values = [found.estimate['a'] for _, found in steps] + [0.5, 0.73]
   left.y.limits = (min(values) - 0.12, max(values) + 0.12)
   text = 'Left: the exponent with its 95% interval at each step, with the two published values. Right: optimal size against compute.'
-  return Plot('Exponent of compute-optimal size, step by step', text, [left, right], panel_size=(4.2, 3.1))
+  return Plot('Exponent of compute-optimal size, step by step', text, [left, right], panel_size=(4.2, 3.4))
 
 
 def _steps(context: Context) -> tuple[list[tuple[str, frontier.Approach]], list[str]]:
@@ -62,7 +60,7 @@ def _steps(context: Context) -> tuple[list[tuple[str, frontier.Approach]], list[
       tries.append((str(name), lambda part=part: frontier.isoflop(table.finals(part))))
   else:
     counts = [c for c in ('params_non_embedding', 'params_total') if c in rows.columns]
-    short = {'params_non_embedding': 'N without embedding', 'params_total': 'N total'}
+    short = {'params_non_embedding': 'N non-emb.', 'params_total': 'N total'}
     for column in counts or ['params']:
       part = rows.assign(params=rows[column])
       name = short.get(column, 'N')
