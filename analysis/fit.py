@@ -254,6 +254,7 @@ def fit(
   bootstrap: int = 0,
   resample: str = 'cluster',
   seed: int = 0,
+  draws: int = 400,
   drop: bool = False,
   accept: tuple = (),
   probe: bool = True,
@@ -268,6 +269,8 @@ def fit(
   probe: walk each parameter away from its estimate to find what the data cannot identify.
 
   Without a bootstrap, se and ci95 are sandwich (by cluster) with Student's t; with one, they are its standard deviation and percentiles.
+  Intervals of derived numbers and predictions come from samples: those of the bootstrap, else of `draws` refits of resampled
+  clusters, else (too few clusters, whole curves, or draws=0) from the sandwich's own distribution.
   Raises UserError for anything wrong with the table or the settings.
   """
   began = time.perf_counter()
@@ -327,10 +330,20 @@ def fit(
     if boot['certified'] < bootstrap:
       warnings.append(f'{bootstrap - boot["certified"]} of {bootstrap} resamples are not certified')
     se = dict(zip(law.names, np.std(samples, axis=0, ddof=1).tolist(), strict=True))
+    se |= {
+      k: 0.0
+      for k, moves in zip(law.names, np.ptp(samples, axis=0) > 1e-12 * np.abs(samples).max(0), strict=True)
+      if not moves
+    }
     low, high = np.quantile(samples, [0.025, 0.975], axis=0)
   else:
-    kind = 'asymptotic'
-    samples = uncertainty.draw(problem, spread, 2000, seed)
+    flat = all(np.ndim(v) == 1 for v in rows.inputs.values())
+    if draws and flat and rows.n_clusters >= max(8, len(free) + 2):
+      kind = 'bootstrap'
+      samples, _ = uncertainty.bootstrap(problem, draws, 'cluster', seed)
+    else:
+      kind = 'asymptotic'
+      samples = uncertainty.draw(problem, spread, 1000, seed)
     se, (low, high) = spread.se, spread.ci(0.95)
   ci95 = {k: [float(a), float(b)] for k, a, b in zip(law.names, low, high, strict=True)}
   if probe:
@@ -362,6 +375,7 @@ def fit(
       'tied': {**dict(law.tied), **(tied or {})},
       'bounds': {k: list(v) for k, v in (bounds or {}).items()},
       'bootstrap': bootstrap,
+      'draws': len(samples),
       'resample': resample if bootstrap else None,
       'interval': f'bootstrap by {resample}' if bootstrap else ('sandwich by ' + (cluster or 'row')),
     },

@@ -148,12 +148,12 @@ def gather(
       f'{n} usable points for {n_free} free parameters of {law.name!r}: give more rows, or fix or tie parameters'
     )
   if n > 1 and np.ptp(y) == 0:
-    raise UserError(f'{outcome} is {y[0]!r} in all {n} rows: a law needs outcomes that differ')
+    raise UserError(f'{outcome} is {y[0]:g} in all {n} rows: a law needs outcomes that differ')
   if 'one-value' not in accept:
     for name, column in inputs.items():
       if column.ndim == 1 and n > 1 and np.ptp(column) == 0:
         raise UserError(
-          f'{name} is {column[0]!r} in all {n} rows: {law.name!r} cannot tell its effect from a constant; '
+          f'{name} is {column[0]:g} in all {n} rows: {law.name!r} cannot tell its effect from a constant; '
           "use a law without it, fix its parameters, or accept=('one-value',)"
         )
   if n <= n_free + 2:

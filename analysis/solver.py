@@ -313,7 +313,7 @@ def minimise(
   wide: float | None = None,
   tilt: tuple[float, float] = (1.0, 1.0),
   reach: np.ndarray | None = None,
-  max_steps: int = 480,
+  max_steps: int = 240,
 ) -> Solution:
   """Minimises all lanes; see the module's docstring.
 

@@ -69,13 +69,15 @@ def residuals(problem, u: np.ndarray) -> np.ndarray:
 class Spread:
   """Covariances at the estimate, in internal coordinates [p, p] (zero rows for what does not move), by cluster and by row.
 
-  bread [p, p] is the smoothed Hessian, scale the factor that makes 2 (F - F0) * scale a chi-square for independent rows.
+  plain is the sandwich by cluster without the jackknife's correction, naive the inverse Hessian for independent rows of one
+  variance, bread [p, p] the smoothed Hessian, scale the factor that makes 2 (F - F0) * scale a chi-square for independent rows.
   """
 
   coords: coordinates.Coordinates
   u: np.ndarray
   covariance: np.ndarray
   covariance_by_row: np.ndarray
+  plain: np.ndarray
   naive: np.ndarray
   bread: np.ndarray
   moving: np.ndarray
@@ -164,10 +166,13 @@ def sandwich(problem) -> Spread:
     whole[np.ix_(moving, moving)] = small
     return whole
 
-  def meat(codes: np.ndarray) -> np.ndarray:
+  def meat(codes: np.ndarray, jackknife: bool = True) -> np.ndarray:
     groups = int(codes.max()) + 1
     g = np.zeros((groups, k))
     np.add.at(g, codes, scores)
+    if not jackknife:
+      moved = np.linalg.solve(bread, g.T).T
+      return moved.T @ moved * groups / max(groups - 1, 1)
     h = np.zeros((groups, k, k))
     np.add.at(h, codes, pieces[:, :, None] * pieces[:, None, :])
     # (H - H_c)^-1 g_c, with the deletion limited where a cluster alone carries a direction
@@ -182,20 +187,70 @@ def sandwich(problem) -> Spread:
     naive = np.linalg.inv(bread) / max(scale, 1e-300)
     by_row = meat(np.arange(n)) if n <= 20000 else naive
     by_cluster = meat(rows.clusters) if rows.n_clusters < n else by_row
+    plain = meat(rows.clusters, jackknife=False)
   else:
-    naive = by_row = by_cluster = np.zeros((0, 0))
+    naive = by_row = by_cluster = plain = np.zeros((0, 0))
   freedom = max(1, rows.n_clusters - (k if rows.n_clusters == n else 1))
-  return Spread(c, problem.u, full(by_cluster), full(by_row), full(naive), full(bread), moving, float(scale), freedom)
+  return Spread(
+    c, problem.u, full(by_cluster), full(by_row), full(plain), full(naive), full(bread), moving, float(scale), freedom
+  )
 
 
 def draw(problem, spread: Spread, count: int, seed: int) -> np.ndarray:
-  """Parameter values [count, p] from the sandwich's normal, widened to Student's t at 95% and kept inside the box."""
+  """Parameter values [count, p] as probable as the data allow: the objective, scaled by the sandwich, taken as a log density.
+
+  Draws come from two normals (the sandwich with and without the jackknife's correction), and are picked again by importance, so
+  that far along a curved or flat direction the objective rules and not its quadratic model. Laws of whole curves keep the normal draws.
+  """
   rng = np.random.default_rng(seed)
-  values, vectors = np.linalg.eigh(spread.covariance)
-  half = vectors * np.sqrt(np.maximum(values, 0.0))
-  u = problem.u + (rng.standard_normal((count, len(problem.u))) @ half.T) * spread.quantile(0.95) / 1.959963984540054
-  c = problem.coordinates
-  return c.values(np.where(c.moving, np.clip(u, c.lower, c.upper), problem.u))
+  c, moving = problem.coordinates, spread.moving
+  k = int(moving.sum())
+  if not k:
+    return np.tile(c.values(problem.u), (count, 1))
+  stretch = spread.quantile(0.95) / 1.959963984540054
+  halves = []
+  for covariance in (spread.covariance, spread.plain):
+    values, vectors = np.linalg.eigh(covariance[np.ix_(moving, moving)])
+    halves.append(vectors * np.sqrt(np.maximum(values, 1e-14 * max(values[-1], 1e-300))) * stretch)
+  plain_only = any(np.ndim(v) > 1 for v in problem.rows.inputs.values())
+  tries = count if plain_only else 4 * count
+  z = rng.standard_normal((tries, k))
+  which = np.zeros(tries, int) if plain_only else np.arange(tries) % 2
+  step = np.where(which[:, None] == 0, z @ halves[0].T, z @ halves[1].T)
+  u = np.tile(problem.u, (tries, 1))
+  u[:, moving] += step
+  inside = ((u >= c.lower) & (u <= c.upper))[:, moving].all(1)
+  clipped = np.where(c.moving, np.clip(u, c.lower, c.upper), problem.u)
+  values = c.values(clipped)
+  if plain_only:
+    return values
+  density = [-0.5 * (np.linalg.solve(h, step.T) ** 2).sum(0) - np.linalg.slogdet(h)[1] for h in halves]
+  proposal = np.logaddexp(*density)
+  # one factor turns the objective's rise into a chi-square for clustered, unequal rows
+  inner = np.ix_(moving, moving)
+  factor = k / max(np.trace(np.linalg.solve(spread.naive[inner], spread.covariance[inner])), 1e-300)
+  rise = objective_of(problem, values) - solver_objective(problem)
+  target = -rise / min(problem.delta, 1.0) * spread.scale * min(factor, 1.0) / stretch**2
+  weight = np.where(inside & np.isfinite(target), target - proposal, -np.inf)
+  if not np.isfinite(weight.max()):
+    return values[:count]
+  weight = np.exp(weight - weight.max())
+  effective = weight.sum() ** 2 / (weight**2).sum()
+  if not np.isfinite(effective) or effective < 20:
+    return values[:count]
+  return values[rng.choice(tries, count, p=weight / weight.sum())]
+
+
+def objective_of(problem, values: np.ndarray) -> np.ndarray:
+  """The objective [s] of parameter values [s, p], as the solver counts it; inf where the law is not defined."""
+  predicted = evaluate(problem.law, values, problem.rows.inputs)
+  with np.errstate(all='ignore'):
+    r = (np.log(predicted) if problem.space == 'log' else predicted) - problem.target
+    a, delta = np.abs(r), problem.delta
+    side = np.where(r > 0, problem.tilt[1], problem.tilt[0])
+    rho = np.where(a <= delta, 0.5 * a * a, delta * (a - 0.5 * delta) if math.isfinite(delta) else 0.0)
+    total = (problem.rows.weights * side * rho).sum(1)
+  return np.where(np.isfinite(total), total, np.inf)
 
 
 def resample(problem, count: int, kind: str, seed: int) -> dict:
@@ -310,7 +365,7 @@ def profile_objective(
   own = solver_objective(problem)
   ratio = 1.0
   if spread.moving[j]:
-    a, b = (np.diag(base.matrix @ c @ base.matrix.T)[j] for c in (spread.naive, spread.covariance))
+    a, b = (np.diag(base.matrix @ c @ base.matrix.T)[j] for c in (spread.naive, spread.plain))
     ratio = min(1.0, a / b) if b > 0 else 1.0
   statistic = 2 * (objective - own) / min(problem.delta, 1.0) * spread.scale * ratio
   return objective, np.maximum(statistic, 0.0), natural

@@ -18,8 +18,8 @@ def with_schedules(
   schedules: {curve: learning rate [steps] from step 0 on}. Row `step` counts from 0 and must lie inside the schedule. Added columns:
   lr_sum [n], the learning rate summed up to and with the row's step; annealing_area [n], the sum over steps of the momentum
   m_i = decay * m_(i-1) + (lr_(i-1) - lr_i); and, [n, segments], the drops of the learning rate before the row: lr_drop (positive when it falls),
-  lr_after, and lr_since (learning rate summed from the drop to the row). Drops next to each other are merged until `segments` are
-  left, at their mean position (None keeps every one). A step outside its schedule is a UserError.
+  lr_after, and lr_since (learning rate summed from the drop to the row). Neighbouring drops of one sign are merged until about
+  `segments` are left, at their mean position (None keeps every one). A step outside its schedule is a UserError.
   """
   from analysis.rows import to_columns
 
@@ -68,9 +68,13 @@ def _prepare(lr: np.ndarray, segments: int | None, decay: float) -> dict:
   momentum = lfilter([1.0], [1.0, -decay], drop)
   before = np.concatenate([[0.0], total[:-1]])
   places = np.flatnonzero(np.abs(drop) > 1e-15 * np.abs(lr).max())
-  groups = [places[i : i + 1] for i in range(len(places))]
+  groups = np.split(places, np.arange(1, len(places)))
   if segments is not None and len(places) > segments:
-    groups = [g for g in np.array_split(places, segments) if len(g)]
+    # neighbours are merged only within one rise or fall, so that a merged drop has a sign and a place
+    ends = np.flatnonzero((np.diff(places) > 1) | (np.diff(np.sign(drop[places])) != 0)) + 1
+    runs = np.split(places, ends)
+    each = max(1, segments // len(runs))
+    groups = [g for run in runs for g in np.array_split(run, min(each, len(run)))]
   sums = np.array([drop[g].sum() for g in groups])
   mean = lambda a: np.array([(drop[g] * a[g]).sum() / drop[g].sum() for g in groups])  # noqa: E731
   return {

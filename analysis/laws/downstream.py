@@ -27,6 +27,7 @@ task_accuracy = register(
     source="Bhagia et al. 2024, arXiv:2412.04403, step 2; bounds as in the authors' code",
     outcome='accuracy',
     space='raw',
+    signed_inputs=('loss',),
   )
 )
 
@@ -52,6 +53,7 @@ task_error = register(
     source="Gadre et al. 2024, arXiv:2403.08540, eq. 5; checked against the authors' code",
     outcome='error',
     space='raw',
+    signed_inputs=('loss',),
   )
 )
 
