@@ -28,7 +28,7 @@ def test_a_cpu_machine_starts_quietly_and_caches_programs(tmp_path):
   assert folder.name.startswith('jaxlib-') and any(folder.iterdir())
 
 
-def test_the_users_settings_stay(tmp_path):
+def test_the_users_settings_stay():
   code = (
     'import os, jax\n'
     'jax.config.update("jax_default_matmul_precision", "highest")\n'
@@ -39,20 +39,29 @@ def test_the_users_settings_stay(tmp_path):
   assert run(code, JAX_PLATFORMS='cuda', XLA_FLAGS=flag) == f'{flag} highest cuda\n'
 
 
-def test_repeated_steps_do_not_fault_their_memory_in_again(tmp_path):
-  code = (
-    'import resource, sys\n'
-    'from scaling.parallel import platform\n'
-    'kept = platform.keep_memory() if sys.argv[1:] else False\n'
-    'import jax, jax.numpy as jnp\n'
-    'f = jax.jit(lambda x: jnp.sort(jnp.cumsum(jnp.outer(x, x), 0), 0).sum())\n'
-    'x = jnp.ones(1000)\n'
-    'for _ in range(4): f(x).block_until_ready()\n'
-    'before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
-    'for _ in range(4): f(x).block_until_ready()\n'
-    'print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)'
-  )
-  kept, faults = run(code.replace('sys.argv[1:]', 'True'), JAX_PLATFORMS='cpu').split()
+def test_repeated_steps_do_not_fault_their_memory_in_again():
+  code = """
+import resource
+from scaling.parallel import platform
+kept = platform.keep_memory()
+import jax, jax.numpy as jnp
+
+@jax.jit
+def f(x):
+  y = jnp.outer(x, x)
+  for _ in range(4):
+    y = y @ y * 1e-3
+  return y.sum()
+
+x = jnp.ones(1000)
+for _ in range(4):
+  f(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+  f(x).block_until_ready()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+  kept, faults = run(code, JAX_PLATFORMS='cpu').split()
   if kept != 'True':
     pytest.skip('no mallopt here')
-  assert int(faults) < 1000  # each step holds two arrays of 1,000 pages
+  assert int(faults) < 2000  # none or few were measured, and more than 30,000 without
