@@ -2,6 +2,8 @@
 
 reference  the whole matrix of scores, in float32 or float64; any platform, any feature
 blocks     static causal blocks of queries, the fastest measured on CPU
+cudnn      flash attention of cuDNN, in bfloat16 or float16; NVIDIA GPUs
+splash     Pallas flash attention that skips empty blocks of the mask; TPUs
 """
 
 from typing import Any
@@ -9,14 +11,14 @@ from typing import Any
 import jax
 
 from scaling.errors import UserError, unknown
-from scaling.parallel import attention_blocks, attention_reference, mesh
+from scaling.parallel import attention_blocks, attention_cudnn, attention_reference, attention_splash, mesh
 
 IMPLEMENTATIONS: dict[str, Any] = {
   'reference': attention_reference.reference,
   'blocks': attention_blocks.blocks,
+  'cudnn': attention_cudnn.cudnn,
+  'splash': attention_splash.splash,
 }
-
-_BY_PLATFORM = {'cpu': 'blocks', 'gpu': 'reference', 'tpu': 'reference'}
 
 
 def target_platform() -> str:
@@ -24,6 +26,22 @@ def target_platform() -> str:
   active = mesh.active()
   name = active.devices.flat[0].platform if active is not None else jax.default_backend()
   return {'cuda': 'gpu', 'rocm': 'gpu'}.get(name, name)
+
+
+_PLATFORM = {'cudnn': 'gpu', 'splash': 'tpu'}  # of implementations that run on one platform alone
+
+
+def _automatic(q_bthd, causal, window, segments_bt, softcap, alibi) -> str:
+  """The fastest implementation on the platform compiled for that has all that is asked."""
+  platform = target_platform()
+  if platform == 'tpu':
+    return 'reference' if attention_splash.unsupported(q_bthd.dtype, alibi) else 'splash'
+  if platform == 'gpu':
+    masked = segments_bt is not None or (window is not None and not causal)
+    _, time, _, size = q_bthd.shape
+    reason = attention_cudnn.unsupported(q_bthd.dtype, size, time, masked=masked, softcap=softcap, alibi=alibi)
+    return 'reference' if reason else 'cudnn'
+  return 'blocks' if platform == 'cpu' else 'reference'
 
 
 def attention(
@@ -58,9 +76,12 @@ def attention(
     UserError: unknown implementation, or one that lacks what is asked.
   """
   if implementation == 'auto':
-    implementation = _BY_PLATFORM.get(target_platform(), 'reference')
+    implementation = _automatic(q_bthd, causal, window, segments_bt, softcap, alibi)
   if implementation not in IMPLEMENTATIONS:
     raise unknown('attention implementation', implementation, ['auto', *IMPLEMENTATIONS])
+  platform, needed = target_platform(), _PLATFORM.get(implementation)
+  if needed not in (None, platform):
+    raise UserError(f'attention={implementation} runs on {needed} and this program is for {platform}: take auto')
   heads, kv_heads = q_bthd.shape[2], k_bskd.shape[2]
   if heads % kv_heads:
     raise UserError(f'{heads} query heads cannot share {kv_heads} key-value heads: the second must divide the first')
