@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scaling.parallel import hosts
 from scaling.train.state import State
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,10 @@ class Checkpoints:
     self._open: Any = None
 
   def steps(self) -> list[int]:
-    """The steps of the whole checkpoints, in order."""
+    """The steps of the whole checkpoints, in order; as host 0 sees them, on all hosts."""
+    return hosts.agree(self._steps)
+
+  def _steps(self) -> list[int]:
     if not self.folder.is_dir():
       return []
     return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())

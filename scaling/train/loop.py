@@ -5,6 +5,7 @@ in flight as keep the device busy.
 """
 
 import collections
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from scaling import data
 from scaling.config import Execution, Run
 from scaling.data import tokens
 from scaling.data.stream import Stream
+from scaling.errors import UserError
+from scaling.parallel import hosts
 from scaling.parallel import mesh as meshes
 from scaling.train import lease, records, schedule
 from scaling.train.checkpoint import Checkpoints
@@ -52,16 +55,22 @@ def train(
     OSError: among others, the disk is full.
   """
   run, run_dir, execution = data.resolve(run), Path(run_dir), execution or Execution()
-  if jax.process_index() > 0:
-    return _train(run, run_dir, execution, stop, lambda: None)
-  records.write_config(run_dir, run, execution)
-  if finished := records.result(run_dir):
-    return finished
-  with lease.hold(run_dir) as held:
-    if finished := records.result(run_dir):  # by the former holder, meanwhile
-      return finished
-    (run_dir / records.FAILURE).unlink(missing_ok=True)
-    return _train(run, run_dir, execution, stop, held.check)
+  with contextlib.ExitStack() as held:
+    checks: list[Callable[[], None]] = []
+
+    def claim() -> dict[str, Any] | None:
+      """Takes the directory for this run; returns its result where nothing is left to do."""
+      records.write_config(run_dir, run, execution)
+      if finished := records.result(run_dir):
+        return finished
+      checks.append(held.enter_context(lease.hold(run_dir)).check)
+      if finished := records.result(run_dir):  # by the former holder, meanwhile
+        return finished
+      (run_dir / records.FAILURE).unlink(missing_ok=True)
+      return None
+
+    finished = hosts.agree(claim, UserError, lease.Busy)
+    return finished or _train(run, run_dir, execution, stop, checks[0] if checks else lambda: None)
 
 
 def _train(
@@ -111,7 +120,7 @@ def _steps(
   saved, saved_at = step, time.monotonic()
   request = NOTHING
 
-  if step in evaluate_at and not rows.has(step):
+  if step in evaluate_at and not hosts.agree(lambda: rows.has(step)):
     rows.add(step, snapshot(state), program.evaluate(state.params, validation))
   while step < steps and rows.diverged is None and request != STOP:
     profile.at(step, state)

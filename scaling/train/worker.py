@@ -2,6 +2,7 @@
 
     python -m scaling.train.worker --run_dir=D [--run_dir=E ...] [--execution=JSON]
     python -m scaling.train.worker --stdin
+    python -m scaling.train.worker --run_dir=D --coordinator=HOST:PORT --hosts=N --host=I
 
 A directory holds config.json: {'run_id', 'run', 'execution'}; --execution overrides fields of the latter. With --stdin,
 directories are read one a line until the input ends, and one JSON line per run is written to standard output:
@@ -13,6 +14,10 @@ diverged    0     likewise: the loss was not finite at some step
 preempted   75    SIGTERM or SIGINT: a checkpoint is written; start again to go on
 busy        75    another live worker trains it
 failed      1     failure.json has one line; log.txt the traceback
+lost        75    another host is gone: start all of them again to go on from the last checkpoint
+
+A process per host, all with the same --run_dir, trains one run on all of their devices: see scaling/parallel/hosts.py.
+Under srun and on TPU pods they find each other; elsewhere give --coordinator, --hosts and --host.
 
 With several runs the exit status is 75 if any is left to do, else 1 if any failed.
 """
@@ -28,10 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import UserError
+from scaling.parallel import hosts
 from scaling.train import records
 
 DONE, FAILED, AGAIN = 0, 1, 75
-EXIT = {'done': DONE, 'diverged': DONE, 'failed': FAILED, 'preempted': AGAIN, 'busy': AGAIN}
+EXIT = {'done': DONE, 'diverged': DONE, 'failed': FAILED, 'preempted': AGAIN, 'busy': AGAIN, 'lost': AGAIN}
 
 
 class Stop:
@@ -62,11 +68,14 @@ def train_dir(run_dir: Path, execution: dict[str, Any] | None = None, stop: Any 
   out: dict[str, Any] = {'run_dir': str(run_dir), 'run_id': None, 'status': 'failed', 'step': None}
   try:
     out['run_id'] = (records.read_json(run_dir / records.CONFIG) or {}).get('run_id')
-    ended = records.result(run_dir) or _train(run_dir, execution or {}, stop)
+    # Of several hosts, the first decides whether a run is done: their views of the files may differ for moments.
+    ended = (records.result(run_dir) if hosts.count() == 1 else None) or _train(run_dir, execution or {}, stop)
     out |= {'status': ended['status'], 'step': ended['step']}
   except BaseException as error:
     if type(error).__name__ == 'Busy':
       out |= {'status': 'busy', 'error': str(error)}
+    elif hosts.is_lost(error):
+      out |= {'status': 'lost', **_record_failure(run_dir, error)}
     else:
       out |= _record_failure(run_dir, error)
   return {**out, 'seconds': round(time.monotonic() - began, 3)}
@@ -82,12 +91,14 @@ def _train(run_dir: Path, overrides: dict[str, Any], stop: Any) -> dict[str, Any
   platform.setup()
   from scaling.train import loop
 
-  return loop.train(run, run_dir, execution, stop)
+  return loop.train(run, run_dir, execution, lambda: bool(stop() | hosts.preempted()))
 
 
 def describe(error: BaseException) -> tuple[str, str]:
-  """(kind, one line) of what ended a run: user, disk, memory, interrupted or crash."""
+  """(kind, one line) of what ended a run: user, disk, memory, interrupted, lost or crash."""
   text = (str(error).strip().splitlines() or [''])[0]
+  if hosts.is_lost(error):
+    return 'lost', f'another host is gone: {text[:300]}'
   if records.disk_is_full(error):
     return 'disk', 'no space left on the disk of the run directory: free some and start again'
   if isinstance(error, UserError):
@@ -107,7 +118,8 @@ def _record_failure(run_dir: Path, error: BaseException) -> dict[str, Any]:
     if kind != 'user':
       with (run_dir / records.LOG).open('a', encoding='utf-8') as log:
         log.write(''.join(traceback.format_exception(error)))
-    records.write_json(run_dir / records.FAILURE, failure)
+    if kind != 'lost' or not (run_dir / records.FAILURE).exists():  # rather the cause, from the host that had it
+      records.write_json(run_dir / records.FAILURE, failure)
   except OSError:
     pass  # no directory, or no space even for this: the caller still prints the line
   return failure
@@ -118,22 +130,50 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--run_dir', action='append', type=Path, default=[], help='a run directory; may be repeated')
   parser.add_argument('--stdin', action='store_true', help='read run directories from standard input, one a line')
   parser.add_argument('--execution', type=json.loads, default={}, help='JSON object of fields of execution to override')
+  parser.add_argument('--coordinator', help='of many hosts: the address and port of host 0 (or SCALING_COORDINATOR)')
+  parser.add_argument('--hosts', help='of many hosts: how many (or SCALING_HOSTS)')
+  parser.add_argument('--host', help='of many hosts: the number of this one, from 0 (or SCALING_HOST)')
   args = parser.parse_args(argv)
   if not args.run_dir and not args.stdin:
     parser.error('give --run_dir=DIR, or --stdin')
   stop = Stop()
+  if not args.stdin and not all(records.result(run_dir) for run_dir in args.run_dir):
+    _join(args, stop)
   codes = []
   for run_dir in args.run_dir:
     ended = train_dir(run_dir, args.execution, stop)
     if ended.get('error'):
       print(f'{run_dir}: {ended["error"]}', file=sys.stderr)
     codes.append(EXIT[ended['status']])
-    if stop():
+    if hosts.count() > 1 and ended['status'] in ('failed', 'lost'):
+      hosts.leave(codes[-1])  # the others learn of it from the closed connection, or the missing heartbeat
+    # Of several hosts, one alone must not leave: its signal reaches all of them through the run.
+    if ended['status'] == 'preempted' or (stop() and hosts.count() == 1):
       codes.append(AGAIN if ended['status'] == 'preempted' or run_dir != args.run_dir[-1] else codes[-1])
       break
   if args.stdin and not stop():
     codes.append(serve(args.execution, stop))
-  return AGAIN if AGAIN in codes else max(codes)
+  code = AGAIN if AGAIN in codes else max(codes)
+  if hosts.count() > 1:
+    hosts.stop(code)
+  return code
+
+
+def _join(args: argparse.Namespace, stop: Stop) -> None:
+  """Joins the other hosts, if there are any; ends the process with one line if that cannot be."""
+  stop.idle = True
+  try:
+    settings = hosts.settings(args.coordinator, args.hosts, args.host)
+    if settings is not None:
+      from scaling.parallel import platform
+
+      platform.setup()
+      hosts.start(args.coordinator, args.hosts, args.host)
+  except UserError as error:
+    print(error, file=sys.stderr)
+    hosts.leave(FAILED)
+  stop.idle = False
+  stop.install()
 
 
 def serve(execution: dict[str, Any], stop: Stop) -> int:
