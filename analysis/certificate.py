@@ -140,6 +140,8 @@ def vertex(problem) -> tuple[np.ndarray, float]:
     system[: len(free), len(free) :] = jacobian[active].T
     system[len(free) :, : len(free)] = jacobian[active]
     right = -np.concatenate([force @ jacobian, r[active]])
+    if not (np.isfinite(system).all() and np.isfinite(right).all()):
+      break  # the step before left the law's domain; the smoothed solution stands
     solved = np.linalg.lstsq(system, right, rcond=1e-14)[0]
     if not np.isfinite(solved).all():
       break

@@ -19,9 +19,9 @@ TOKENS = (2**19, 2**20, 2**21, 2**22)
 
 
 def learning_rate(run: Run) -> float:
-  """0.018 at 16k non-embedding parameters, falling as N^-0.4: read off small sweeps at 4k to 256k (LOG.md)."""
+  """0.018 at 16k non-embedding parameters, falling as N^-0.55: read off small sweeps at 4k to 128k (LOG.md)."""
   params = ledger.parameters(dataclasses.replace(run.model, vocab=1)).non_embedding
-  return round(0.018 * (16_000 / params) ** 0.4, 5)
+  return round(0.018 * (16_000 / params) ** 0.55, 5)
 
 
 def study() -> Study:

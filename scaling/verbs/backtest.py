@@ -2,6 +2,8 @@
 
 from absl import flags
 
+from scaling import verbs
+
 USAGE = 'TABLE_OR_DIR [--laws=NAME,NAME] [--by=flops] [--cuts=6] [--out=FILE.csv]'
 SUMMARY = 'fits laws on all scales below a cut and scores their predictions above it, for each cut'
 DETAILS = """
@@ -29,11 +31,13 @@ def main(args: list[str], values: flags.FlagValues) -> int:
   """Prints the summary by law."""
   from analysis import backtest, table
 
+  analysis_verbs = verbs.analysis()
   frame = table.read(args[0], select=values.select)
   found = backtest.backtest(frame, values.laws.split(','), by=values.by, cuts=values.cuts, ahead=values.ahead)
-  print(table.text(found.summary))
+  print(analysis_verbs.text(found.summary))
   for message in found.messages:
     print(f'note: {message}')
   if values.out:
-    print(f'{len(found.rows)} predictions in {table.write_csv(found.rows, values.out)}')
+    found.rows.to_csv(values.out, index=False)
+    print(f'{len(found.rows)} predictions in {values.out}')
   return 0

@@ -2,6 +2,9 @@
 
 from absl import flags
 
+from scaling import verbs
+from scaling.errors import UserError
+
 USAGE = 'FITS_A FITS_B --flops=C,C,... [--law=NAME]'
 SUMMARY = 'gap in loss between two fitted recipes against compute, where they cross, and the compute multiplier'
 DETAILS = """
@@ -20,11 +23,11 @@ def define(values: flags.FlagValues) -> None:
 
 def main(args: list[str], values: flags.FlagValues) -> int:
   """Prints the comparison."""
-  from analysis import compare, verbs
-  from scaling.errors import UserError
+  from analysis import compare
 
-  fits = [verbs.load_fit(path, values.law) for path in args]
+  analysis_verbs = verbs.analysis()
+  fits = [analysis_verbs.load_fit(path, values.law) for path in args]
   if not values.flops:
     raise UserError('scaling compare needs budgets: --flops=1e18,1e20,1e22')
-  print(compare.compare(*fits, verbs.numbers('flops', ','.join(values.flops)), tuple(args)).summary())
+  print(compare.compare(*fits, analysis_verbs.numbers('flops', ','.join(values.flops)), tuple(args)).summary())
   return 0

@@ -2,6 +2,9 @@
 
 from absl import flags
 
+from scaling import verbs
+from scaling.errors import UserError
+
 USAGE = 'FITS --at_params=N --at_tokens=D | --at_flops=C [--budget=FLOPS] [--tolerance=SD]'
 SUMMARY = 'ranks the next runs by how much they reduce the variance of a target per FLOP, and says when to stop'
 DETAILS = """
@@ -36,14 +39,14 @@ def define(values: flags.FlagValues) -> None:
 
 def main(args: list[str], values: flags.FlagValues) -> int:
   """Prints the runs to make."""
-  from analysis import next_run, table, verbs
-  from scaling.errors import UserError
+  from analysis import next_run, table
 
-  fit = verbs.load_fit(args[0], values.law)
+  analysis_verbs = verbs.analysis()
+  fit = analysis_verbs.load_fit(args[0], values.law)
   if values.candidates:
     candidates = table.read(values.candidates)
   elif values.params and values.tokens:
-    ends = {name: verbs.numbers(name, getattr(values, name)) for name in ('params', 'tokens')}
+    ends = {name: analysis_verbs.numbers(name, getattr(values, name)) for name in ('params', 'tokens')}
     for name, pair in ends.items():
       if len(pair) != 2:
         raise UserError(f'--{name}={getattr(values, name)}: give low,high')

@@ -9,6 +9,8 @@ SUMMARY = 'figures (SVG, PNG), tables (CSV, Markdown, LaTeX) and one self-contai
 DETAILS = """
 DIR is the --out of scaling run, or a table of runs. Without names, all that the study asks for and the records allow is made;
 --figures=list says what there is, and what each needs.
+
+--readme=FILE.md then rewrites each <!-- table NAME from FOLDER --> ... <!-- end --> of the file from the records in FOLDER.
 """
 EXAMPLES = ('scaling report out/quickstart', 'scaling report out/quickstart --figures=list')
 ARGUMENTS = (1, 1)
@@ -18,6 +20,9 @@ def define(values: flags.FlagValues) -> None:
   """The flags."""
   flags.DEFINE_string('figures', None, 'names with commas, or list', flag_values=values)
   flags.DEFINE_string('tables', None, 'names with commas, or list', flag_values=values)
+  flags.DEFINE_string(
+    'readme', None, 'Markdown file whose marked tables are then filled from records', flag_values=values
+  )
 
 
 def main(args: list[str], values: flags.FlagValues) -> int:

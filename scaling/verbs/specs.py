@@ -2,6 +2,8 @@
 
 from absl import flags
 
+from scaling import verbs
+
 USAGE = 'TABLE_OR_DIR [--laws=NAME,NAME] [--target=a|params|tokens_per_param] [--flops=C] [--out=DIR]'
 SUMMARY = 'fits every combination of law, loss, window, exclusion and counting, and plots how far the answer moves'
 DETAILS = """
@@ -29,6 +31,7 @@ def main(args: list[str], values: flags.FlagValues) -> int:
 
   from analysis import specification, table
 
+  analysis_verbs = verbs.analysis()
   frame = table.read(args[0], select=values.select)
   choices = specification.specifications(frame, values.laws.split(','))
 
@@ -42,13 +45,13 @@ def main(args: list[str], values: flags.FlagValues) -> int:
   print(f'{values.target}: median {middle:.4g}, 95% of {len(made)} specifications in [{low:.4g}, {high:.4g}]')
   if len(made) < len(curve.rows):
     print(f'{len(curve.rows) - len(made)} specifications could not be fitted; their reasons are in the table')
-  print(table.text(curve.by_axis))
+  print(analysis_verbs.text(curve.by_axis))
   if values.out:
-    from analysis.figures import doubt
+    from analysis.figures import doubt, draw
 
     folder = Path(values.out)
     folder.mkdir(parents=True, exist_ok=True)
-    print(f'wrote {table.write_csv(curve.rows, folder / "specifications.csv")}')
-    for path in doubt.save_specification(curve, folder):
+    curve.rows.to_csv(folder / 'specifications.csv', index=False)
+    for path in (folder / 'specifications.csv', *draw.save(doubt.specification_plot(curve), folder, 'specifications')):
       print(f'wrote {path}')
   return 0
