@@ -101,11 +101,12 @@ def _chunked_forward(model, params, x_cbtd, targets_cbt, mask_cbt):
 
   start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, used))
   (nats, gradient), x_gradient_cbtd = jax.lax.scan(add, start, (x_cbtd, targets_cbt, mask_cbt))
-  return nats, (gradient, x_gradient_cbtd, structure)
+  return nats, (gradient, x_gradient_cbtd)
 
 
 def _chunked_backward(model, saved, cotangent):
-  gradient, x_gradient_cbtd, structure = saved
+  gradient, x_gradient_cbtd = saved
+  structure = jax.tree.structure(decoder.abstract(model)[1])
   given = iter(gradient)
   scaled = [next(given) * cotangent if read else None for read in _reads(model)]
   return jax.tree.unflatten(structure, scaled), (x_gradient_cbtd * cotangent).astype(x_gradient_cbtd.dtype), None, None
