@@ -34,8 +34,9 @@ class Block(nnx.Module):
     self.mlp_norm = Norm(model, model.width)
     self.mlp = Mlp(model, keys[4:])
 
-  def __call__(self, x_btd, rotation, segments_bt, window, implementation) -> jax.Array:
-    x_btd = x_btd + self.attention(self.attention_norm(x_btd), rotation, segments_bt, window, implementation)
+  def __call__(self, x_btd, rotation, segments_bt, window, implementation, positions_bt=None) -> jax.Array:
+    y_btd = self.attention_norm(x_btd)
+    x_btd = x_btd + self.attention(y_btd, rotation, segments_bt, window, implementation, positions_bt)
     x_btd = constrain(x_btd, ('batch', 'sequence', 'embed'))
     x_btd = x_btd + self.mlp(self.mlp_norm(x_btd))
     return constrain(x_btd, ('batch', 'sequence', 'embed'))
@@ -80,6 +81,7 @@ class Decoder(nnx.Module):
     execution: config.Execution,
   ) -> jax.Array:
     model, dtype = self.model, compute_dtype(self.model)
+    given_bt = positions_bt
     if positions_bt is None:
       positions_bt = jnp.arange(tokens_bt.shape[-1])[None]
     x_btd = self.embedding[...].astype(dtype)[tokens_bt]
@@ -89,24 +91,24 @@ class Decoder(nnx.Module):
       x_btd = x_btd + self.positions[...].astype(dtype)[positions_bt]
     x_btd = constrain(x_btd, ('batch', 'sequence', 'embed'))
     rotation = rotation_angles(model, positions_bt) if model.positions == 'rotary' else None
-    x_btd = self._run_blocks(x_btd, rotation, segments_bt, execution)
+    x_btd = self._run_blocks(x_btd, rotation, segments_bt, given_bt, execution)
     return self.norm(x_btd)
 
-  def _run_blocks(self, x_btd, rotation, segments_bt, execution: config.Execution) -> jax.Array:
+  def _run_blocks(self, x_btd, rotation, segments_bt, positions_bt, execution: config.Execution) -> jax.Array:
     model = self.model
     graphdef, stacked = nnx.split(self.blocks)
     stacked = nnx.to_pure_dict(stacked)
     policy = remat.policy(execution.remat)
 
     def run_block(x_btd, layer_params, window):
-      def run(x_btd, layer_params, rotation, segments_bt):
+      def run(x_btd, layer_params, rotation, segments_bt, positions_bt):
         block = nnx.merge(graphdef, layer_params)
-        return block(x_btd, rotation, segments_bt, window, execution.attention)
+        return block(x_btd, rotation, segments_bt, window, execution.attention, positions_bt)
 
       if policy is not None:
         # Inside a scan the loop itself keeps XLA from undoing the recomputation.
         run = jax.checkpoint(run, policy=policy, prevent_cse=not execution.scan_layers)
-      return run(x_btd, layer_params, rotation, segments_bt)
+      return run(x_btd, layer_params, rotation, segments_bt, positions_bt)
 
     # The window alternates with this period, and must be static: scan over whole periods.
     period = model.window_every if model.window else 1

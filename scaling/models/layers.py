@@ -102,6 +102,7 @@ class Attention(nnx.Module):
     segments_bt: jax.Array | None,
     window: int | None,
     implementation: str,
+    positions_bt: jax.Array | None = None,
   ) -> jax.Array:
     q_bthk, k_btgk, v_btgk = (self._heads(x_btd, name) for name in ('query', 'key', 'value'))
     if self.model.qk_norm:
@@ -115,6 +116,7 @@ class Attention(nnx.Module):
       causal=True,
       window=window,
       segments_bt=segments_bt,
+      positions_bt=positions_bt,
       softcap=self.model.attention_softcap,
       alibi=self.model.positions == 'alibi',
       implementation=implementation,

@@ -70,7 +70,7 @@ def estimate(
   local = _local(model, platform, tensor)
   implementation = execution.attention
   if implementation == 'auto':
-    implementation = _AUTO_ATTENTION[platform]
+    implementation = _AUTO_ATTENTION[platform] if size('context') == 1 else 'ring'
   kept = working = 0
   period = model.window_every if model.window else 1
   for i in range(period):

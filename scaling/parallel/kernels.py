@@ -4,6 +4,7 @@ reference  the whole matrix of scores, in float32 or float64; any platform, any 
 blocks     static causal blocks of queries, the fastest measured on CPU
 cudnn      flash attention of cuDNN, in bfloat16 or float16; NVIDIA GPUs
 splash     Pallas flash attention that skips empty blocks of the mask; TPUs
+ring       blocks over a sequence that is split over the mesh axis `context`; any platform, any feature
 """
 
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import jax
 
 from scaling.errors import UserError, unknown
-from scaling.parallel import attention_blocks, attention_cudnn, attention_reference, attention_splash, mesh
+from scaling.parallel import attention_blocks, attention_cudnn, attention_reference, attention_splash, mesh, ring
 
 IMPLEMENTATIONS: dict[str, Any] = {
   'reference': attention_reference.reference,
   'blocks': attention_blocks.blocks,
   'cudnn': attention_cudnn.cudnn,
   'splash': attention_splash.splash,
+  'ring': ring.ring,
 }
 
 
@@ -34,6 +36,8 @@ _PLATFORM = {'cudnn': 'gpu', 'splash': 'tpu'}  # of implementations that run on 
 def _automatic(q_bthd, causal, window, segments_bt, softcap, alibi) -> str:
   """The fastest implementation on the platform compiled for that has all that is asked."""
   platform = target_platform()
+  if mesh.axis_size(mesh.active(), ring.AXIS) > 1:
+    return 'ring'
   if platform == 'tpu':
     return 'reference' if attention_splash.unsupported(q_bthd.dtype, alibi) else 'splash'
   if platform == 'gpu':
@@ -52,6 +56,7 @@ def attention(
   causal: bool = True,
   window: int | None = None,
   segments_bt: jax.Array | None = None,
+  positions_bt: jax.Array | None = None,
   softcap: float | None = None,
   alibi: bool = False,
   implementation: str = 'auto',
@@ -65,6 +70,8 @@ def attention(
     causal: a query sees no later position.
     window: a query sees this many last positions, itself included.
     segments_bt: document number of each position [batch, time]; attention stays inside a document.
+    positions_bt: place of each array index in the sequence [batch or 1, time], for the ring alone, which takes any
+      order; the others take the order of the array.
     softcap: scores become softcap tanh(scores / softcap) (Gemma 2, arXiv:2408.00118, section 2).
     alibi: a linear bias with distance per head (arXiv:2108.12409).
     implementation: a name in IMPLEMENTATIONS, or 'auto'.
@@ -85,6 +92,7 @@ def attention(
   heads, kv_heads = q_bthd.shape[2], k_bskd.shape[2]
   if heads % kv_heads:
     raise UserError(f'{heads} query heads cannot share {kv_heads} key-value heads: the second must divide the first')
-  return IMPLEMENTATIONS[implementation](
-    q_bthd, k_bskd, v_bskd, causal=causal, window=window, segments_bt=segments_bt, softcap=softcap, alibi=alibi
-  )
+  options = {'causal': causal, 'window': window, 'segments_bt': segments_bt, 'softcap': softcap, 'alibi': alibi}
+  if implementation == 'ring':
+    options['positions_bt'] = positions_bt
+  return IMPLEMENTATIONS[implementation](q_bthd, k_bskd, v_bskd, **options)

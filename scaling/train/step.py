@@ -20,6 +20,7 @@ from scaling.data.stream import Batch
 from scaling.errors import UserError
 from scaling.models import decoder
 from scaling.parallel import mesh as meshes
+from scaling.parallel import ring
 from scaling.train import loss, optim
 from scaling.train.state import State, create
 
@@ -176,9 +177,16 @@ def _take(batches: Batch, index: Any) -> Batch:
 
 def _loss(model: Model, execution: Execution, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
   """Summed nats and count of a batch's targets."""
+  inputs_bt, targets_bt, mask_bt = batch.tokens_bt[:, :-1], batch.tokens_bt[:, 1:], batch.mask_bt
   segments_bt = None if batch.segments_bt is None else batch.segments_bt[:, :-1]
-  x_btd = decoder.hidden(model, params, batch.tokens_bt[:, :-1], segments_bt, execution=execution)
-  return loss.cross_entropy(model, params, x_btd, batch.tokens_bt[:, 1:], batch.mask_bt, execution.loss_chunk)
+  positions_bt = None
+  order_t = ring.balanced_order(inputs_bt.shape[1], execution.attention)
+  if order_t is not None:
+    arrays = (inputs_bt, targets_bt, mask_bt, segments_bt)
+    inputs_bt, targets_bt, mask_bt, segments_bt = (None if x is None else x[:, order_t] for x in arrays)
+    positions_bt = jnp.asarray(order_t)[None]
+  x_btd = decoder.hidden(model, params, inputs_bt, segments_bt, positions_bt=positions_bt, execution=execution)
+  return loss.cross_entropy(model, params, x_btd, targets_bt, mask_bt, execution.loss_chunk)
 
 
 def _gradients(model: Model, execution: Execution, mesh: Mesh, params: Any, batch: Batch) -> tuple[jax.Array, Any]:
