@@ -180,4 +180,4 @@ def test_doctor_says_what_is_missing(capsys, monkeypatch):
 
   monkeypatch.setattr(doctor, 'version', lambda name: None if name in ('duckdb', 'libtpu') else '1.0')
   status, out, _ = say(capsys, 'doctor', '--quick')
-  assert status == 1 and 'duckdb is not installed' in out and 'pip install "scaling[tpu]"' in out
+  assert status == 1 and 'duckdb is not installed' in out and 'pip install -e ".[tpu]"' in out

@@ -180,7 +180,7 @@ def prepare() -> None:
   Only defaults: what the environment already says stays. Where a TPU is attached its own settings are in place.
   """
   if not available():
-    raise UserError('the TPU compiler is missing: pip install "scaling[tpu]" (libtpu runs on a plain CPU machine too)')
+    raise UserError('the TPU compiler is missing: pip install -e ".[tpu]" (libtpu runs on a plain CPU machine too)')
   import jax
 
   defaults = {

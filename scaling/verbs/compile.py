@@ -12,7 +12,7 @@ USAGE = 'STUDY_OR_PRESET --topology=v5e:4x4 [--mesh=data=4,model=4] [--search] [
 SUMMARY = 'ahead-of-time compile for a TPU slice, on any machine: memory per chip, FLOPs, collectives, step time'
 DETAILS = """
 The real TPU compiler runs here, so that sharding, kernels and memory are known before a slice is paid for; no TPU is needed, but the
-package libtpu is (pip install "scaling[tpu]"). Of a study, each distinct shape is compiled once. --search tries meshes,
+package libtpu is (pip install -e ".[tpu]"). Of a study, each distinct shape is compiled once. --search tries meshes,
 batch splits and remat policies for the first shape, and ranks what fits. Step time and MFU are a roofline estimate.
 
 With --json: one object, or a list of them where there are several shapes, with topology, chips, mesh, bytes_per_chip (arguments,

@@ -63,7 +63,7 @@ def examine(quick: bool = False) -> dict[str, Any]:
   hints = []
   for extra, package, purpose in EXTRAS:
     if version(package) is None:
-      hints.append(f'{package} is not installed, needed for {purpose}: pip install "scaling[{extra}]"')
+      hints.append(f'{package} is not installed, needed for {purpose}: pip install -e ".[{extra}]"')
   cache = Path(os.environ.get('SCALING_CACHE') or Path.home() / '.cache' / 'scaling').expanduser().absolute()
   nearest = next(p for p in (cache, *cache.parents) if p.exists())
   if not os.access(nearest, os.W_OK):
@@ -96,7 +96,7 @@ def examine(quick: bool = False) -> dict[str, Any]:
     except UserError as error:
       problems.append(str(error))
   if found['gpu_driver'] and found['backend'] == 'cpu' and not os.environ.get('JAX_PLATFORMS'):
-    hints.append('an NVIDIA driver is here, and jax does not use it: pip install "scaling[gpu]"')
+    hints.append('an NVIDIA driver is here, and jax does not use it: pip install -e ".[gpu]"')
   return found
 
 
