@@ -34,7 +34,7 @@ from typing import Any
 
 from scaling.errors import UserError
 from scaling.parallel import hosts
-from scaling.train import records
+from scaling.train import lease, records
 
 DONE, FAILED, AGAIN = 0, 1, 75
 EXIT = {'done': DONE, 'diverged': DONE, 'failed': FAILED, 'preempted': AGAIN, 'busy': AGAIN, 'lost': AGAIN}
@@ -72,7 +72,7 @@ def train_dir(run_dir: Path, execution: dict[str, Any] | None = None, stop: Any 
     ended = (records.result(run_dir) if hosts.count() == 1 else None) or _train(run_dir, execution or {}, stop)
     out |= {'status': ended['status'], 'step': ended['step']}
   except BaseException as error:
-    if type(error).__name__ == 'Busy':
+    if isinstance(error, lease.Busy | lease.Lost):  # another worker has it: nothing here is ours to write
       out |= {'status': 'busy', 'error': str(error)}
     elif hosts.is_lost(error):
       out |= {'status': 'lost', **_record_failure(run_dir, error)}
@@ -136,6 +136,8 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   if not args.run_dir and not args.stdin:
     parser.error('give --run_dir=DIR, or --stdin')
+  if args.stdin and (args.coordinator or args.hosts or args.host):
+    parser.error('--stdin serves one process alone: with several hosts, give each --run_dir=DIR')
   stop = Stop()
   if not args.stdin and not all(records.result(run_dir) for run_dir in args.run_dir):
     _join(args, stop)

@@ -17,7 +17,7 @@ import pytest
 from scaling import config
 from scaling.errors import UserError
 from scaling.parallel import hosts
-from scaling.train import loop, records
+from scaling.train import loop, records, worker
 
 AGAIN = 75
 STEPS = 48
@@ -237,6 +237,12 @@ def test_contradicting_settings_are_told_in_one_line(changes, words):
     hosts.settings(env=PLAIN | changes)
   assert words in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+def test_standard_input_is_for_one_process(capsys):
+  with pytest.raises(SystemExit):
+    worker.main(['--stdin', '--hosts=2'])
+  assert 'with several hosts, give each --run_dir' in capsys.readouterr().err
 
 
 def test_hosts_that_do_not_come_are_told_in_one_line(tmp_path):
