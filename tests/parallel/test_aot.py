@@ -103,7 +103,7 @@ def test_vocabulary_that_does_not_divide_is_told_its_padded_size():
 
 def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
   monkeypatch.setattr(topology, 'available', lambda: False)
-  with pytest.raises(UserError, match=r'pip install "scaling\[tpu\]"'):
+  with pytest.raises(UserError, match=r'pip install -e "\.\[tpu\]"'):
     aot.compile_verb('gpt2', 'v5e:4x4')
 
 
