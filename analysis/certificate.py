@@ -158,19 +158,17 @@ def vertex(problem) -> tuple[np.ndarray, float]:
   return start, best
 
 
-def cluster_warning(spread: uncertainty.Spread, rows, cluster: str | None) -> list[str]:
-  """Says how much clustering matters where rows share runs, and that nothing is known of runs where no column names them."""
+def cluster_warning(se: dict, se_by_row: dict, rows, cluster: str | None) -> list[str]:
+  """Says how much larger errors are when the rows of a run count as one, where that matters."""
   if cluster is None or rows.n_clusters == rows.n:
     return []
-  ratios = {k: spread.se[k] / spread.se_by_row[k] for k in spread.se if spread.se_by_row[k] > 0}
-  if not ratios:
+  ratios = {k: se[k] / se_by_row[k] for k in se if se_by_row[k] > 0 and math.isfinite(se[k])}
+  if max(ratios.values(), default=0.0) < 1.5:
     return []
-  most = max(ratios, key=ratios.get)
-  if ratios[most] < 1.5:
-    return []
+  listed = ', '.join(f'{k} {v:.1f}' for k, v in ratios.items())
   return [
-    f'the {rows.n} rows come from {rows.n_clusters} values of {cluster}: standard errors by {cluster} are up to '
-    f'{ratios[most]:.1f} times those by row ({most}); errors that treat rows as independent are too small'
+    f'the {rows.n} rows come from {rows.n_clusters} values of {cluster}: standard errors by {cluster} are these times those by row: '
+    f'{listed}; errors that treat rows as independent are too small'
   ]
 
 

@@ -27,7 +27,7 @@ class Fit:
   """One fitted law; the fields are those of `fits.json`. See `fit` for what they hold.
 
   samples [s, p] are draws of the parameters in their order (`sample_kind` 'bootstrap' or 'asymptotic'), behind every interval
-  of a derived number; residuals [n] are outcome minus prediction in the residual space.
+  of a derived number; se_by_row are standard errors as if rows were independent; residuals [n] are outcome minus prediction in the residual space.
   """
 
   law: str
@@ -345,6 +345,12 @@ def fit(
       kind = 'asymptotic'
       samples = uncertainty.draw(problem, spread, 1000, seed)
     se, (low, high) = spread.se, spread.ci(0.95)
+  full_se, se_by_row = dict(se), spread.se_by_row
+  if bootstrap and resample == 'cluster' and 3 <= rows.n_clusters < rows.n:
+    by_row, _ = uncertainty.bootstrap(problem, min(bootstrap, 400), 'row', seed)
+    se_by_row = {
+      k: v if se[k] else 0.0 for k, v in zip(law.names, np.std(by_row, axis=0, ddof=1).tolist(), strict=True)
+    }
   ci95 = {k: [float(a), float(b)] for k, a, b in zip(law.names, low, high, strict=True)}
   if probe:
     found = certify.probe(problem, certificate, spread)
@@ -353,7 +359,7 @@ def fit(
       ci95[name] = ends
       if not bootstrap:
         se[name] = math.nan
-  warnings = rows.warnings + warnings + certify.cluster_warning(spread, rows, cluster)
+  warnings = rows.warnings + warnings + certify.cluster_warning(full_se, se_by_row, rows, cluster)
   residuals = uncertainty.residuals(problem, problem.u)
   result = Fit(
     law=law.name,
@@ -389,7 +395,7 @@ def fit(
     frontier={},
     seconds=0.0,
     residual_sd=float(np.sqrt((residuals**2).sum() / max(1, rows.n - coords.n_free))),
-    se_by_row={k: float(v) for k, v in spread.se_by_row.items()},
+    se_by_row={k: float(v) for k, v in se_by_row.items()},
     correlation=spread.correlation(),
     warnings=warnings,
     sample_kind=kind,

@@ -66,7 +66,7 @@ def gemstones(quick: bool) -> None:
   for name, seconds, ratio in times:
     print(f'gemstones: four variables, {name}: {seconds:.2f} s (with compilation where new), objective {ratio:+.1e}')
   for name in ('hot', 'hot_100b+'):
-    found = fit.fit(published.gemstones(name), 'chinchilla', draws=0, probe=False)
+    found = fit.fit(published.gemstones(name), 'chinchilla', bootstrap=1000, probe=False)
     ratios = ', '.join(f'{k} {found.se[k] / found.se_by_row[k]:.1f}' for k in found.se)
     print(
       f'gemstones: {name}, errors by run over errors by row: {ratios}; alpha {found.se_by_row["alpha"]:.4f} by row, {found.se["alpha"]:.4f} by run'
