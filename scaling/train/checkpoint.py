@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,16 @@ class Checkpoints:
       self._open.wait_until_finished()
 
   def close(self) -> None:
-    if self._open is not None:
-      self._open.close()
-      self._open = None
+    """Ends the saving threads, and removes what a failed save has left: on a full disk that is room for other files."""
+    if self._open is None:
+      return
+    manager, self._open = self._open, None
+    try:
+      manager.close()
+    finally:
+      if hosts.index() == 0:
+        for part in self.folder.glob('*.orbax-checkpoint-tmp*'):
+          shutil.rmtree(part, ignore_errors=True)
 
   def _manager(self) -> Any:
     if self._open is None:

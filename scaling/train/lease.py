@@ -69,8 +69,8 @@ def take(run_dir: Path, stale_seconds: float = STALE_SECONDS) -> Lease:
   """Takes the lease of a run, new or over from a holder that released it or is dead. Raises Busy otherwise."""
   run_dir.mkdir(parents=True, exist_ok=True)
   generation = newest(run_dir)
-  if generation and (holder := live_holder(run_dir, stale_seconds)):
-    raise Busy(f'{run_dir} is being trained by process {holder.get("pid", "?")} on {holder.get("host", "?")}')
+  if (holder := live_holder(run_dir, stale_seconds)) is not None:
+    raise Busy(f'{run_dir} is being trained by process {holder["pid"]} on {holder["host"]}')
   path = run_dir / f'lease.{generation + 1}'
   try:
     handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -101,7 +101,7 @@ def live_holder(run_dir: Path, stale_seconds: float = STALE_SECONDS) -> dict | N
   try:
     holder = json.loads(text)
   except ValueError:
-    holder = {}  # being written, or its writer was killed between creating and writing: its age decides
+    holder = {'pid': '?', 'host': '?'}  # being written, or its writer was killed before writing: its age decides
   if holder.get('released'):
     return None
   if holder.get('host') == socket.gethostname() and holder.get('boot') == _boot():
