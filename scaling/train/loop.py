@@ -30,7 +30,7 @@ from scaling.train.state import State
 from scaling.train.step import Metrics, Program, compile_program, make_program, snapshot
 
 IN_FLIGHT = 2  # dispatches of many steps
-IN_FLIGHT_STEPS = 8  # dispatches of one step; CPU collectives were seen to deadlock with 64 and more
+IN_FLIGHT_STEPS = 8  # dispatches of one step
 NOTHING, SAVE, STOP = 0, 1, 2  # what a host asks of all
 
 
@@ -115,13 +115,20 @@ def _steps(
   boundaries = sorted({*evaluate_at, *profile.steps, steps})
   requests = Requests(program)
   in_flight: collections.deque[Metrics] = collections.deque()
-  limit = IN_FLIGHT if program.capacity > 1 else IN_FLIGHT_STEPS
+  # Collectives between processes on CPU: with several programs under way at once, their threads were seen to wait for
+  # each other for ever.
+  one_by_one = jax.process_count() > 1 and program.mesh.devices.flat[0].platform == 'cpu'
+  limit = 0 if one_by_one else IN_FLIGHT if program.capacity > 1 else IN_FLIGHT_STEPS
   step = int(state.step)
   saved, saved_at = step, time.monotonic()
   request = NOTHING
 
+  def evaluate(params: Any) -> jax.Array:
+    loss = program.evaluate(params, validation)
+    return jax.block_until_ready(loss) if one_by_one else loss
+
   if step in evaluate_at and not hosts.agree(lambda: rows.has(step)):
-    rows.add(step, snapshot(state), program.evaluate(state.params, validation))
+    rows.add(step, snapshot(state), evaluate(state.params))
   while step < steps and rows.diverged is None and request != STOP:
     profile.at(step, state)
     count = min(program.capacity, next(b for b in boundaries if b > step) - step)
@@ -135,7 +142,7 @@ def _steps(
     step += count
     in_flight.append(metrics)
     if step in evaluate_at:
-      rows.add(step, metrics, program.evaluate(state.params, validation))
+      rows.add(step, metrics, evaluate(state.params))
     oldest = in_flight.popleft() if len(in_flight) > limit else None
     if oldest is not None:
       rows.settle(oldest)
