@@ -269,8 +269,8 @@ def fit(
   probe: walk each parameter away from its estimate to find what the data cannot identify.
 
   Without a bootstrap, se and ci95 are sandwich (by cluster) with Student's t; with one, they are its standard deviation and percentiles.
-  Intervals of derived numbers and predictions come from samples: those of the bootstrap, else of `draws` refits of resampled
-  clusters, else (too few clusters, whole curves, or draws=0) from the sandwich's own distribution.
+  Intervals of derived numbers and predictions come from samples: those of the bootstrap, else draws from the objective scaled by
+  the sandwich (`spread.draw`), else, where too few of these are any good, `draws` refits of resampled clusters (0: never).
   Raises UserError for anything wrong with the table or the settings.
   """
   began = time.perf_counter()
@@ -337,13 +337,11 @@ def fit(
     }
     low, high = np.quantile(samples, [0.025, 0.975], axis=0)
   else:
-    flat = all(np.ndim(v) == 1 for v in rows.inputs.values())
-    if draws and flat and rows.n_clusters >= max(8, len(free) + 2):
+    kind = 'asymptotic'
+    samples, worth = uncertainty.draw(problem, spread, 1000, seed)
+    if worth < 50 and draws and rows.n_clusters >= max(8, len(free) + 2):
       kind = 'bootstrap'
       samples, _ = uncertainty.bootstrap(problem, draws, 'cluster', seed)
-    else:
-      kind = 'asymptotic'
-      samples = uncertainty.draw(problem, spread, 1000, seed)
     se, (low, high) = spread.se, spread.ci(0.95)
   full_se, se_by_row = dict(se), spread.se_by_row
   if bootstrap and resample == 'cluster' and 3 <= rows.n_clusters < rows.n:

@@ -183,8 +183,8 @@ def sandwich(problem) -> Spread:
   )
 
 
-def draw(problem, spread: Spread, count: int, seed: int) -> np.ndarray:
-  """Parameter values [count, p] as probable as the data allow: the objective, scaled by the sandwich, taken as a log density.
+def draw(problem, spread: Spread, count: int, seed: int) -> tuple[np.ndarray, float]:
+  """(values [count, p], how many independent draws they are worth): values as probable as the data allow: the objective, scaled by the sandwich, taken as a log density.
 
   Draws come from two normals (the sandwich with and without the jackknife's correction), and are picked again by importance, so
   that far along a curved or flat direction the objective rules and not its quadratic model. Laws of whole curves keep the normal draws.
@@ -193,7 +193,7 @@ def draw(problem, spread: Spread, count: int, seed: int) -> np.ndarray:
   c, moving = problem.coordinates, spread.moving
   k = int(moving.sum())
   if not k:
-    return np.tile(c.values(problem.u), (count, 1))
+    return np.tile(c.values(problem.u), (count, 1)), float(count)
   stretch = spread.quantile(0.95) / 1.959963984540054
   halves = []
   for covariance in (spread.covariance, spread.plain):
@@ -210,7 +210,7 @@ def draw(problem, spread: Spread, count: int, seed: int) -> np.ndarray:
   clipped = np.where(c.moving, np.clip(u, c.lower, c.upper), problem.u)
   values = c.values(clipped)
   if plain_only:
-    return values
+    return values, float(count)
   density = [-0.5 * (np.linalg.solve(h, step.T) ** 2).sum(0) - np.linalg.slogdet(h)[1] for h in halves]
   proposal = np.logaddexp(*density)
   # one factor turns the objective's rise into a chi-square for clustered, unequal rows
@@ -220,12 +220,12 @@ def draw(problem, spread: Spread, count: int, seed: int) -> np.ndarray:
   target = -rise / min(problem.delta, 1.0) * spread.scale * min(factor, 1.0) / stretch**2
   weight = np.where(inside & np.isfinite(target), target - proposal, -np.inf)
   if not np.isfinite(weight.max()):
-    return values[:count]
+    return values[:count], 0.0
   weight = np.exp(weight - weight.max())
   effective = weight.sum() ** 2 / (weight**2).sum()
-  if not np.isfinite(effective) or effective < 20:
-    return values[:count]
-  return values[rng.choice(tries, count, p=weight / weight.sum())]
+  if not effective >= 20:
+    return values[:count], 0.0
+  return values[rng.choice(tries, count, p=weight / weight.sum())], float(effective)
 
 
 def objective_of(problem, values: np.ndarray) -> np.ndarray:
