@@ -107,7 +107,7 @@ def _program(model: Model, optimizer: Optim, execution: Execution, mesh: Mesh, c
   def update(state: State, batch: Batch, rate: jax.Array) -> State:
     mean, grads = _gradients(model, execution, mesh, state.params, batch)
     grads = _lay_out(grads, param_shardings, mesh)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = transform.update(grads, state.opt_state, state.params, learning_rate=rate)
     finite = jnp.isfinite(mean) & jnp.isfinite(norm)
     first = ~finite & (state.diverged_step < 0)

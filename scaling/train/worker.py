@@ -23,12 +23,16 @@ With several runs the exit status is 75 if any is left to do, else 1 if any fail
 """
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +73,10 @@ def train_dir(run_dir: Path, execution: dict[str, Any] | None = None, stop: Any 
   try:
     out['run_id'] = (records.read_json(run_dir / records.CONFIG) or {}).get('run_id')
     # Of several hosts, the first decides whether a run is done: their views of the files may differ for moments.
-    ended = (records.result(run_dir) if hosts.count() == 1 else None) or _train(run_dir, execution or {}, stop)
+    ended = records.result(run_dir) if hosts.count() == 1 else None
+    if ended is None:
+      with _logged(run_dir / records.LOG):
+        ended = _train(run_dir, execution or {}, stop)
     out |= {'status': ended['status'], 'step': ended['step']}
   except BaseException as error:
     if isinstance(error, lease.Busy | lease.Lost):  # another worker has it: nothing here is ours to write
@@ -92,6 +99,26 @@ def _train(run_dir: Path, overrides: dict[str, Any], stop: Any) -> dict[str, Any
   from scaling.train import loop
 
   return loop.train(run, run_dir, execution, lambda: bool(stop() | hosts.preempted()))
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+  """Sends warnings and errors of all libraries and threads to a file: the user gets one line, not their tracebacks."""
+  root, handler = logging.getLogger(), logging.FileHandler(path, encoding='utf-8', delay=True)
+  handler.setLevel(logging.WARNING)
+  handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(name)s: %(message)s'))
+  handler.handleError = lambda record: None  # a full disk must not make its own noise
+  handlers, hook = root.handlers[:], threading.excepthook
+  root.handlers[:] = [handler]
+  threading.excepthook = lambda failed: root.error(
+    'in thread %s', failed.thread, exc_info=(failed.exc_type, failed.exc_value, failed.exc_traceback)
+  )
+  try:
+    yield
+  finally:
+    root.handlers[:], threading.excepthook = handlers, hook
+    with contextlib.suppress(OSError):
+      handler.close()
 
 
 def describe(error: BaseException) -> tuple[str, str]:
