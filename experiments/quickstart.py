@@ -4,7 +4,7 @@ Command: scaling run quickstart
 Cost and result: experiments/LOG.md, "quickstart".
 
 Six sizes of the ladder times four token budgets. Batches are small, 512 tokens, so that even the shortest run takes
-1,024 updates. The cells with the most compute are held out: the law is fitted without them, and has to predict them.
+2,048 updates. The cells with the most compute are held out: the law is fitted without them, and has to predict them.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from scaling.config import Data, Optim, Run
 from scaling.sweep.grid import grid
 from scaling.sweep.study import Study, largest_compute
 
-SIZES = ('ladder-4k', 'ladder-8k', 'ladder-16k', 'ladder-32k', 'ladder-64k', 'ladder-128k')
-TOKENS = (2**19, 2**20, 2**21, 2**22)
+SIZES = ('ladder-6k', 'ladder-8k', 'ladder-16k', 'ladder-32k', 'ladder-64k', 'ladder-128k')
+TOKENS = (2**20, 2**21, 3 * 2**20, 2**22)
 
 
 def learning_rate(run: Run) -> float:
