@@ -4,11 +4,12 @@
 The step is that of scaling.train.step, lowered on shapes alone, so nothing is allocated. Needs libtpu, and no TPU.
 """
 
+import contextlib
 import dataclasses
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scaling import config, ledger
@@ -186,7 +187,8 @@ def _compile(run: Run, execution: Execution, mesh: Any) -> Compiled:
     _local_bytes(x) for x in jax.tree.leaves(lowered.in_avals) if hasattr(x, 'shape')
   )  # fmt: skip
   try:
-    compiled = lowered.compile()
+    with _no_compile_cache():
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     total = out_of_memory(str(error))
     if total is None:
@@ -197,6 +199,22 @@ def _compile(run: Run, execution: Execution, mesh: Any) -> Compiled:
   temporaries = stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
   total = arguments + temporaries + stats.output_size_in_bytes - stats.alias_size_in_bytes
   return Compiled(arguments, temporaries, total, time.perf_counter() - started, compiled.as_text())
+
+
+@contextlib.contextmanager
+def _no_compile_cache() -> Iterator[None]:
+  """Leaves the persistent cache of programs alone: without a TPU its entries for one cannot be read back."""
+  import jax
+  from jax.experimental.compilation_cache import compilation_cache
+
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # whether to use it was settled at the first compile
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
 
 
 def _local_bytes(x: Any) -> int:

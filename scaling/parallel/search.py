@@ -76,7 +76,9 @@ def candidates(run: Run, where: Topology, execution: Execution) -> list[Candidat
       how = dataclasses.replace(execution, remat=policy, microbatches=parts)
       out.append(Candidate(spec, how, _memory(run, how, spec), expected(run, how, where, spec, places)))
   available = aot.AVAILABLE[where.family]
-  return sorted(out, key=lambda c: (c.memory > available * MARGIN, c.bounds.step_seconds, c.memory))
+  return sorted(
+    out, key=lambda c: (c.memory > available * MARGIN, c.bounds.step_seconds, c.execution.microbatches, c.memory)
+  )
 
 
 def expected(run: Run, execution: Execution, where: Topology, spec: MeshSpec, places: np.ndarray) -> roofline.Roofline:

@@ -1,6 +1,8 @@
 """The loop by itself, on eight devices: what it writes and when it stops."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -29,8 +31,7 @@ def test_stopped_and_resumed_on_another_mesh_the_curve_goes_on(tmp_path, run):
   """Not bit for bit, as sums over devices have another order; within 1e-5."""
   whole = loop.train(run, tmp_path / 'whole')
   asked = iter([False] * 2)
-  execution = config.Execution(profile='3:4')  # dispatches end at 3, 4, 5, ...
-  stopped = loop.train(run, tmp_path / 'parts', execution, stop=lambda: next(asked, True))
+  stopped = loop.train(run, tmp_path / 'parts', stop=lambda: next(asked, True))
   assert stopped['status'] == 'preempted' and 0 < stopped['step'] < 20
   assert records.result(tmp_path / 'parts') is None
   resumed = loop.train(run, tmp_path / 'parts', config.Execution(mesh='data=2,model=2,fsdp=2'))
@@ -40,7 +41,14 @@ def test_stopped_and_resumed_on_another_mesh_the_curve_goes_on(tmp_path, run):
   np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
   assert whole['tokens'] == resumed['tokens'] == 8 * 32 * 20
   assert loop.train(run, tmp_path / 'whole') == whole  # done: nothing is trained
-  assert list((tmp_path / 'parts' / 'profile').rglob('*.xplane.pb'))
+
+
+def test_asked_steps_are_profiled(tmp_path, run):
+  """In a process of its own: the profiler crashes where other libraries have brought theirs."""
+  records.write_config(tmp_path, run, config.Execution(profile='3:4'))
+  command = [sys.executable, '-m', 'scaling.train.worker', f'--run_dir={tmp_path}']
+  assert subprocess.run(command, capture_output=True, timeout=200).returncode == 0
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
 def test_mistakes_are_told_before_training(tmp_path, run, tiny_run):
