@@ -221,4 +221,9 @@ def serve(execution: dict[str, Any], stop: Stop) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  status = main()
+  if status == 1:  # libraries cut off in the middle of a save complain while they are torn down; the line has been said
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  sys.exit(status)
