@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from scaling.parallel import remat
 from scaling.parallel.attention_reference import alibi_slopes, visible
 
-BLOCK = 64  # queries; 32 and 128 measured no better (benchmarks/attention.py)
+BLOCK = 64  # queries; 32 and 128 measured no better
 MOST_BLOCKS = 16  # longer sequences take longer blocks, to keep the program small
 HIDDEN = -1e30  # added to the scores of hidden keys: finite, so that no difference of two is NaN
 
