@@ -84,8 +84,16 @@ class Checkpoints:
   def _manager(self) -> Any:
     if self._open is None:
       ocp = _orbax()
+      hosts.agree(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+      # Naming the processes makes orbax wait for them through the coordination service: its other way is a collective on
+      # the devices, which on CPU could mix with those of a step.
+      processes = set(range(hosts.count())) if hosts.count() > 1 else None
       options = ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        max_to_keep=self._keep,
+        create=False,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes=processes),
       )
       self._open = ocp.CheckpointManager(self.folder, options=options)
     return self._open

@@ -65,7 +65,8 @@ class Rows:
 
   def settle(self, metrics: Metrics) -> None:
     """Waits for a dispatch, and writes the rows that lie before its end."""
-    seen = jax.device_get(metrics)
+    # All local copies, not just the one that is read: on CPU the dispatch's collectives may still be under way on others.
+    seen = jax.device_get(jax.block_until_ready(metrics))
     while self._waiting and self._waiting[0][0] < seen.step:
       self._write(*self._waiting.popleft())
     if seen.diverged_step >= 0 and self.diverged is None:
