@@ -147,6 +147,9 @@ def _kept(
   Flash kernels are traced as the plain form, without what has a query and a key dimension.
   """
   flash = implementation in FLASH
+  if flash:  # a length that is no other dimension, so that scores and weights are told apart; at most a few longer
+    while time in (model.width, model.mlp_size, model.head_size, model.heads, model.kv_head_count):
+      time += 1
   template = nnx.eval_shape(lambda: decoder.Block(model, jax.random.key(0)))
   graphdef, state = nnx.split(template)
   x_btd = jax.ShapeDtypeStruct((1, time, model.width), jnp.dtype(model.dtype))

@@ -92,6 +92,16 @@ def test_flash_attention_keeps_no_scores():
   assert plain[1] > 2.3 * plain[0]
 
 
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_a_sequence_as_long_as_the_model_is_wide_is_nothing_special(remat):
+  """Scores, activations and weights are told apart by their dimensions, which must not be mistaken for each other."""
+  model = dataclasses.replace(presets.get('gpt2'), width=1024, heads=16, context=2048)
+  sizes = [
+    ledger.memory(_run(model, 1, time), Execution(remat=remat), {}, platform='tpu').activations for time in (1024, 1040)
+  ]
+  assert sizes[1] / sizes[0] == pytest.approx(1040 / 1024, rel=0.02)
+
+
 def test_mistakes():
   run = _run(SMALL, 8, 128)
   with pytest.raises(UserError, match=r'batch_size=8 does not divide .* = 3'):
