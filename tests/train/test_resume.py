@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,9 @@ def start(*args, **kwargs):
 
 def finish(process, timeout=200):
   _, errors = process.communicate(timeout=timeout)
-  return process.returncode, [line for line in errors.splitlines() if line.strip()]
+  # Not what XLA logs of itself: jax 0.10.0 does at each program that it takes from the compile cache.
+  own = [line for line in errors.splitlines() if line.strip() and not re.match(r'[EIW]\d{4} ', line)]
+  return process.returncode, own
 
 
 def prepare(folder, run, **execution):
