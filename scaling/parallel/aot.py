@@ -48,6 +48,8 @@ def compile_run(run: Run, execution: Execution | None = None, topology: str = 'v
   Raises:
     UserError: unknown topology, a mesh that does not match it, axes that do not divide, no libtpu.
   """
+  from scaling.parallel.mesh import check_divides
+
   execution = execution or Execution()
   where = topologies.parse(topology)
   spec = mesh_spec(mesh, where, run)
@@ -102,34 +104,6 @@ def mesh_spec(text: str, where: Topology, run: Run) -> Any:
       hint = f'take sizes whose product is {where.chips}, for instance fsdp={where.chips}'
     raise UserError(f'mesh {spec} has {spec.size} devices, and {where} has {where.chips} chips: {hint}')
   return spec
-
-
-def check_divides(run: Run, execution: Execution, shape: dict[str, int]) -> None:
-  """Raises UserError, naming the numbers, where an axis of the model or of the batch does not divide over the mesh."""
-  model, data = run.model, run.data
-  tensor_axes = [a for a in ('sequence', 'model') if shape[a] > 1]
-  tensor = shape['sequence'] * shape['model']
-  for name, size in (('heads', model.heads), ('mlp_width', model.mlp_size), ('vocab', model.vocab)):
-    if size % tensor:
-      near = max(d for d in range(1, tensor + 1) if size % d == 0)
-      hint = f'take {tensor_axes[-1]}={near}'
-      if name == 'vocab':
-        hint += f', or model.vocab={-(-size // tensor) * tensor}'
-      raise UserError(f'model.{name}={size} does not divide over {"x".join(tensor_axes)}={tensor}: {hint}')
-  if model.width % shape['fsdp']:
-    near = max(d for d in range(1, shape['fsdp'] + 1) if model.width % d == 0)
-    raise UserError(f'model.width={model.width} does not divide over fsdp={shape["fsdp"]}: take fsdp={near}')
-  parts = shape['data'] * shape['fsdp'] * execution.microbatches
-  if data.batch_size % parts:
-    raise UserError(
-      f'data.batch_size={data.batch_size} does not divide over data={shape["data"]} x fsdp={shape["fsdp"]} x '
-      f'microbatches={execution.microbatches}: take a multiple of {parts}'
-    )
-  if data.sequence_length % (shape['context'] * shape['sequence']):
-    raise UserError(
-      f'data.sequence_length={data.sequence_length} does not divide over context={shape["context"]} x '
-      f'sequence={shape["sequence"]}: take a multiple of {shape["context"] * shape["sequence"]}'
-    )
 
 
 def make_mesh(spec: Any, where: Topology) -> Any:
@@ -355,12 +329,12 @@ def compile_verb(
   search: tries meshes, batch splits and remat instead of `mesh`, and returns the ranked best of the first shape.
   """
   where = topologies.parse(topology)
-  topologies.prepare()
-  logging.getLogger('jax._src.mesh_utils').setLevel(logging.ERROR)
   settings = dict(config.parse_override(text) for text in overrides)
   how = {k.removeprefix('execution.'): settings.pop(k) for k in list(settings) if k.startswith('execution.')}
   execution = config.replace(Execution(), how)
   runs = targets(target, where.chips, settings)
+  topologies.prepare()
+  logging.getLogger('jax._src.mesh_utils').setLevel(logging.ERROR)
   if search:
     from scaling.parallel import search as searching
 

@@ -15,7 +15,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -187,21 +187,68 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh,
       continue
     if shape[i] % parts:
       if strict and axes[i] != 'kv_heads':
-        raise _uneven(axes[i], shape[i], names, parts)
+        raise _uneven(axes[i], shape[i], names, parts, mesh)
       continue
     taken.update(names)
     entries[i] = names[0] if len(names) == 1 else names
   return PartitionSpec(*entries)
 
 
-def _uneven(axis: str, size: int, names: tuple[str, ...], parts: int) -> UserError:
-  divisors = [d for d in range(1, size + 1) if size % d == 0]
-  near = min(divisors, key=lambda d: (abs(d - parts), d))
+def _uneven(axis: str, size: int, names: tuple[str, ...], parts: int, mesh: Mesh) -> UserError:
   bigger = -(-size // parts) * parts
   return UserError(
     f'{axis} has size {size}, which mesh {"x".join(names)}={parts} does not divide: '
-    f'the nearest that works is {names[-1]}={near}, or {axis} of {bigger}'
+    f'the nearest that works is {smaller_axis(size, names, dict(mesh.shape))}, or {axis} of {bigger}'
   )
+
+
+def smaller_axis(size: int, names: Sequence[str], shape: Mapping[str, int]) -> str:
+  """The largest size of the last of these mesh axes with which they divide `size` on as many devices; `data` takes
+  what is left over. As 'model=2, as in data=4,model=2'; the other axes become 1 where nothing else helps.
+  """
+  total, last = math.prod(shape.values()), names[-1]
+  sizes = {name: shape.get(name, 1) for name in AXES}
+  for others in ({}, dict.fromkeys(names[:-1], 1)):
+    rest = math.prod((sizes | others)[name] for name in names[:-1])
+    fixed = math.prod((sizes | others)[name] for name in AXES if name not in (last, 'data'))
+    fits = [d for d in range(1, shape[last] + 1) if size % (d * rest) == 0 and total % (d * fixed) == 0]
+    if fits:
+      near = max(fits)
+      spec = MeshSpec(**sizes | others | {last: near, 'data': total // (fixed * near)}) if last != 'data' else ''
+      return f'{last}={near}' + (f', as in {spec}' if spec else '')
+  return f'{last}=1'
+
+
+def check_divides(run: Any, execution: Any, shape: Mapping[str, int]) -> None:
+  """Raises UserError, naming the numbers, where an axis of the model or of the batch does not divide over the mesh.
+
+  run: a config.Run; execution: a config.Execution; shape: sizes of all mesh axes by name.
+  """
+  model, data = run.model, run.data
+  tensor_axes = [a for a in TENSOR if shape[a] > 1]
+  tensor = math.prod(shape[a] for a in TENSOR)
+  for name, size in (('heads', model.heads), ('mlp_width', model.mlp_size), ('vocab', model.vocab)):
+    if size % tensor:
+      hint = f'take {smaller_axis(size, tensor_axes, shape)}'
+      if name == 'vocab':
+        hint += f', or model.vocab={-(-size // tensor) * tensor}'
+      raise UserError(f'model.{name}={size} does not divide over {"x".join(tensor_axes)}={tensor}: {hint}')
+  if model.width % shape['fsdp']:
+    hint = smaller_axis(model.width, ['fsdp'], shape)
+    raise UserError(f'model.width={model.width} does not divide over fsdp={shape["fsdp"]}: take {hint}')
+  parts = shape['data'] * shape['fsdp'] * execution.microbatches
+  if data.batch_size % parts:
+    raise UserError(
+      f'data.batch_size={data.batch_size} does not divide over data={shape["data"]} x fsdp={shape["fsdp"]} x '
+      f'microbatches={execution.microbatches}: take a multiple of {parts}'
+    )
+  pieces = shape['context'] * shape['sequence']
+  if data.sequence_length % pieces:
+    raise UserError(
+      f'data.sequence_length={data.sequence_length} does not divide over context={shape["context"]} x '
+      f'sequence={shape["sequence"]}: take a multiple of {pieces}, for instance '
+      f'{-(-data.sequence_length // pieces) * pieces}'
+    )
 
 
 def _is_axes(x: Any) -> bool:

@@ -15,7 +15,7 @@ from scaling.config import Execution, Run, replace
 from scaling.errors import UserError
 from scaling.parallel import aot, remat, roofline
 from scaling.parallel import topology as topologies
-from scaling.parallel.mesh import MeshSpec
+from scaling.parallel.mesh import MeshSpec, check_divides
 from scaling.parallel.topology import Topology
 
 MICROBATCHES = (1, 2, 4, 8, 16)
@@ -55,7 +55,7 @@ def meshes(run: Run, where: Topology) -> Iterator[MeshSpec]:
       if spec.data % where.slices and spec.fsdp % where.slices:
         continue
       try:
-        aot.check_divides(run, Execution(), spec.shape)
+        check_divides(run, Execution(), spec.shape)
       except UserError:
         continue
       yield spec

@@ -161,7 +161,10 @@ def _description(topology: Topology) -> Any:
 
 def available() -> bool:
   """Whether the TPU compiler is installed."""
-  return importlib.util.find_spec('libtpu') is not None
+  try:
+    return importlib.util.find_spec('libtpu') is not None
+  except (ImportError, ValueError):  # hidden by a finder, or half imported
+    return False
 
 
 def version() -> str | None:

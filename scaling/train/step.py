@@ -66,13 +66,15 @@ class Program:
 
 
 def make_program(run: Run, execution: Execution, mesh: Mesh, capacity: int | None = None) -> Program:
-  """The programs of a resolved run. Raises UserError where the batch does not divide over mesh and microbatches."""
+  """The programs of a resolved run. Raises UserError where the batch or an axis of the model does not divide over
+  the mesh."""
   parts = meshes.axis_size(mesh, 'data', 'fsdp')
   if run.data.batch_size % (parts * execution.microbatches):
     raise UserError(
       f'data.batch_size={run.data.batch_size} does not divide over data x fsdp = {parts} devices '
       f'and execution.microbatches={execution.microbatches}: take a multiple of {parts * execution.microbatches}'
     )
+  meshes.check_divides(run, execution, mesh.shape)
   if capacity is None:
     capacity = steps_per_dispatch(run, mesh)
   # Only what is compiled into the programs, so that runs with the same of it share them.

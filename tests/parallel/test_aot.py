@@ -9,7 +9,7 @@ from scaling import ledger
 from scaling.config import Data, Execution, Model, Run
 from scaling.errors import UserError
 from scaling.parallel import aot, topology
-from scaling.parallel.mesh import MeshSpec
+from scaling.parallel.mesh import MeshSpec, check_divides
 
 needs_tpu_compiler = pytest.mark.skipif(not topology.available(), reason='libtpu is not installed: pip install .[tpu]')
 
@@ -90,15 +90,15 @@ def test_a_mesh_that_does_not_match_is_told_before_compiling(mesh, said):
 def test_microbatches_and_sequence_must_divide():
   shape = MeshSpec(data=4).shape
   with pytest.raises(UserError, match=r'microbatches=4: take a multiple of 16'):
-    aot.check_divides(small(), Execution(microbatches=4), shape)
+    check_divides(small(), Execution(microbatches=4), shape)
   with pytest.raises(UserError, match=r'sequence_length=257.*context=4'):
-    aot.check_divides(small(sequence_length=257), Execution(), MeshSpec(context=4).shape)
+    check_divides(small(sequence_length=257), Execution(), MeshSpec(context=4).shape)
 
 
 def test_vocabulary_that_does_not_divide_is_told_its_padded_size():
   run = dataclasses.replace(small(), model=dataclasses.replace(small().model, vocab=50_257))
   with pytest.raises(UserError, match=r'model.vocab=50257 does not divide over model=2: .*model.vocab=50258'):
-    aot.check_divides(run, Execution(), MeshSpec(model=2).shape)
+    check_divides(run, Execution(), MeshSpec(model=2).shape)
 
 
 def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
