@@ -241,7 +241,9 @@ def check_study(
 
   progress: called with one line before each compile.
   """
-  topologies.parse(topology)
+  where = topologies.parse(topology)
+  topologies.prepare()
+  mesh_spec(mesh, where, runs[0])  # a mesh that does not match the chips is no fault of a shape's
   shapes: dict[tuple, list[Run]] = {}
   for run in runs:
     shapes.setdefault(shape_key(run), []).append(run)
@@ -253,8 +255,6 @@ def check_study(
     try:
       result = compile_run(first, execution, topology, mesh)
     except UserError as error:
-      if not topologies.available():
-        raise
       result = {'name': first.name, 'topology': topology, 'mesh': mesh, 'fits': False, 'error': str(error)}
     results.append({**result, 'runs': [r.name or r.run_id for r in members]})
   return results

@@ -56,9 +56,6 @@ def main(args: list[str], values: flags.FlagValues) -> int:
 
 def text(result: dict[str, Any]) -> str:
   """One result in a few lines."""
-  from scaling.sweep.plan import bytes_text
-  from scaling.sweep.timing import duration
-
   names = result.get('runs') or [result.get('name', '')]
   lines = [f'{names[0]}{f" and {len(names) - 1} more" if len(names) > 1 else ""} on {result.get("topology")}']
   if result.get('error'):
@@ -66,19 +63,29 @@ def text(result: dict[str, Any]) -> str:
   memory = result['bytes_per_chip']
   lines.append(f'  mesh {mesh_text(result["mesh"])}, {result["chips"]} chips')
   lines.append(
-    f'  memory per chip: {bytes_text(memory["total"])} of {bytes_text(memory["available"])} '
-    f'(arguments {bytes_text(memory["arguments"])}, temporaries {bytes_text(memory["temporaries"])}): '
+    f'  memory per chip: {gib(memory["total"])} of {gib(memory["available"])} '
+    f'(arguments {gib(memory["arguments"])}, temporaries {gib(memory["temporaries"])}): '
     f'{"fits" if result["fits"] else "does NOT fit"}'
   )
   if result.get('step_seconds'):
-    lines.append(f'  step: about {duration(result["step_seconds"])}, MFU {result["mfu"]:.1%} (roofline estimate)')
+    lines.append(f'  step: about {seconds(result["step_seconds"])}, MFU {result["mfu"]:.1%} (roofline estimate)')
   for collective in result.get('collectives') or ():
     size = collective.get('bytes_per_chip', collective.get('bytes', 0))
     lines.append(
-      f'  {collective.get("kind")} over {collective.get("axes")}: {collective.get("count")} a step, {bytes_text(size)} per chip'
+      f'  {collective.get("kind")} over {collective.get("axes")}: {collective.get("count")} a step, {gib(size)} per chip'
     )
   advice = result.get('advice') or []
   return '\n'.join([*lines, *(f'  {line}' for line in ([advice] if isinstance(advice, str) else advice))])
+
+
+def gib(size: float) -> str:
+  """Bytes as chips and compilers count them, in GiB; small ones in MiB."""
+  return f'{size / 2**30:.2f} GiB' if size >= 2**30 / 10 else f'{size / 2**20:.3g} MiB'
+
+
+def seconds(value: float) -> str:
+  """The time of a step."""
+  return f'{value:.3g} s' if value >= 1 else f'{1e3 * value:.3g} ms'
 
 
 def mesh_text(mesh: Any) -> str:

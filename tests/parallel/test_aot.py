@@ -1,11 +1,12 @@
 """Compiling for TPU slices that are not here. What needs the TPU compiler is skipped where libtpu is not installed."""
 
 import dataclasses
+import json
 import re
 
 import pytest
 
-from scaling import ledger
+from scaling import cli, ledger
 from scaling.config import Data, Execution, Model, Run
 from scaling.errors import UserError
 from scaling.parallel import aot, topology
@@ -134,6 +135,74 @@ def test_presets_get_a_stated_batch_and_sequence():
 def test_a_name_that_is_neither_preset_nor_study():
   with pytest.raises(UserError, match='lama3-8b'):
     aot.targets('lama3-8b', 4, {})
+
+
+def fake_result(run, execution, where, mesh):
+  """As compile_run, of a chip that holds models narrower than 512."""
+  gib = 2**30 if run.model.width < 512 else 20 * 2**30
+  memory = {'total': gib, 'available': int(aot.AVAILABLE['v5e'])}
+  fits = memory['total'] <= memory['available']
+  return {
+    'name': run.name, 'topology': where, 'mesh': mesh, 'fits': fits, 'bytes_per_chip': memory, 'step_seconds': 0.01,
+    'advice': [] if fits else ['--set execution.remat=full: about 9.0 GiB a chip'],
+  }  # fmt: skip
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+  monkeypatch.setattr(aot, 'compile_run', fake_result)
+  monkeypatch.setattr(topology, 'available', lambda: True)
+
+
+def test_a_study_is_compiled_once_a_shape_and_refused_by_name(pretended):
+  narrow, wide = (
+    small(),
+    dataclasses.replace(small(), name='wide', model=Model(layers=2, width=512, heads=4, vocab=1024)),
+  )
+  again = dataclasses.replace(narrow, name='again', seed=1)
+  said = []
+  results = aot.check_study([narrow, wide, again], 'v5e:2x2', 'data=4', progress=said.append)
+  assert [r['runs'] for r in results] == [['small', 'again'], ['wide']]
+  assert len(said) == 2 and aot.refusal(results[:1]) is None
+  refused = aot.refusal(results)
+  assert refused == (
+    '1 of 3 runs do not fit (wide): 20.0 GiB a chip, and v5e:2x2 has 15.8; try --set execution.remat=full: about 9.0 GiB a chip'
+  )
+  with pytest.raises(UserError, match='mesh data=3 has 3 devices, and v5e:2x2 has 4 chips'):
+    aot.check_study([narrow, wide], 'v5e:2x2', 'data=3')
+
+
+def test_plan_refuses_what_does_not_fit_on_a_topology(pretended, tmp_path, text_folder, capsys):
+  path = tmp_path / 'two.py'
+  path.write_text(
+    'from scaling import config\nfrom scaling.sweep import study as s\n'
+    'def study():\n'
+    f'  data = config.Data(corpus={str(text_folder)!r}, tokens=4096, batch_size=4, sequence_length=32, validation_tokens=1024)\n'
+    '  runs = [config.Run(config.Model(width=w, heads=4), data, name=str(w)) for w in (64, 512)]\n'
+    "  return s.Study('two', runs, held_out=lambda run: False)\n"
+  )
+  out = f'--out={tmp_path / "out"}'
+  assert cli.main(['plan', str(path), out, '--topology=v5e:2x2', '--mesh=data=4']) == 2
+  printed = capsys.readouterr()
+  assert '64 on v5e:2x2: data=4, 1.00 GiB of 15.75 GiB a chip, a step about 10 ms' in printed.out
+  assert '512 on v5e:2x2: data=4, 20.00 GiB of 15.75 GiB a chip, does NOT fit' in printed.out
+  assert printed.err.splitlines()[-1].startswith('scaling: 1 of 2 runs do not fit (512): 20.0 GiB a chip')
+  assert cli.main(['plan', str(path), out, '--topology=v5e:2x2', '--json', '--set', 'model.width=64']) == 0
+  assert [c['fits'] for c in json.loads(capsys.readouterr().out)['compiled']] == [True]
+
+
+@pytest.mark.parametrize(
+  ('words', 'said'),
+  [
+    (['--topology=v5e:2x3'], 'does not exist: the nearest is v5e:2x4'),
+    (['--topology=v5e:2x2', '--mesh=fsdp=8'], 'mesh fsdp=8 has 8 devices, and v5e:2x2 has 4 chips'),
+    (['--mesh=fsdp=4'], 'give --topology too'),
+  ],
+)
+def test_plan_for_a_topology_that_cannot_be(pretended, words, said, capsys, tmp_path):
+  assert cli.main(['plan', 'smoke', f'--out={tmp_path}', *words]) == 2
+  line = capsys.readouterr().err
+  assert said in line and line.count('\n') == 1
 
 
 @needs_tpu_compiler
