@@ -1,6 +1,8 @@
 """Rolling backtest: fit on all scales below a cut, predict those above it, for each cut, and compare laws by it."""
 
+import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import fit as fitting
-from analysis import frontier, laws, table
+from analysis import frontier, laws, solver, table
 from scaling.errors import UserError
 
 SPARE = 2  # points beyond the number of parameters that a fit below a cut must have
@@ -50,10 +52,11 @@ def backtest(
   )
   needed = min(len(laws.get(name).parameters) for name in law_names) + SPARE
   chosen = _cuts(scale, cuts, needed)
-  rows, messages = [], []
-  for name in law_names:
+
+  def one(name: str) -> tuple[list[pd.DataFrame], list[str]]:
     law = laws.get(name)
     table.require(frame, [*law.inputs, law.outcome])
+    rows, messages = [], []
     for cut in chosen:
       below = frame[scale <= cut]
       reach = scale / cut
@@ -62,11 +65,16 @@ def backtest(
         messages.append(f'{name} at {by}={cut:.3g}: {len(below)} points below and {int(above.sum())} above: left out')
         continue
       try:
-        fit = fitting.fit(below, name, **{'probe': False, 'starts': 32, **options})
+        with solver.padded(len(frame)):  # all cuts share one compiled program
+          fit = fitting.fit(below, name, **{'probe': False, 'starts': 32, **options})
+          rows.append(_score(fit, frame[above], reach[above], cut))
       except UserError as error:
         messages.append(f'{name} at {by}={cut:.3g}: {error}')
-        continue
-      rows.append(_score(fit, frame[above], reach[above], cut))
+    return rows, messages
+
+  with concurrent.futures.ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+    found = list(pool.map(one, law_names))
+  rows, messages = ([item for pair in found for item in pair[k]] for k in (0, 1))
   if not rows:
     reason = f': {messages[0]}' if messages else ''
     raise UserError(f'no cut of {by!r} leaves enough points below and a run above{reason}')

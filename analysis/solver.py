@@ -9,13 +9,15 @@ A lane stops by itself: when the Newton decrement g' H^-1 g / 2 says that less t
 to gain. Lanes still moving after some steps are regrouped, so that a slow lane costs only itself.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 
 import numpy as np
 
 LANES = 32  # lanes of one compiled block: 32 x 256 float64 rows stay in a core's cache
-STEPS = 24  # steps of a block before its unfinished lanes are regrouped
+STEPS = 24  # steps of a far lane that is neither quick nor slow; unfinished lanes are regrouped after a half or third
 TOLERANCE = 1e-14  # Newton decrement, relative to the objective, at which a lane is done
 CERTIFIED = 1e-10  # the same, at which a stopped lane counts as certified
 NARROW = 0.125  # delta shrinks by this factor when a stage of the continuation is solved
@@ -109,7 +111,7 @@ def derivatives(law, space: str, inputs: dict, y, u, matrix, offset, pull=None):
 
 
 @functools.lru_cache(maxsize=256)
-def _program(law, space: str, steps: int):
+def _program(law, space: str):
   """The compiled block: advances [LANES] lanes by up to `steps` steps. Cached per law and space."""
   import jax
   import jax.numpy as jnp
@@ -265,7 +267,7 @@ def _program(law, space: str, steps: int):
       'frozen': jnp.where(active[:, None], frozen, state['frozen']),
     }
 
-  def run(u, lam, delta, status, count, stage, lane, x):
+  def run(u, lam, delta, status, count, stage, lane, x, steps):
     # the first pass of the loop only evaluates, so that the derivatives are compiled once
     value, matrix = jnp.full(u.shape[0], jnp.inf), jnp.zeros((*u.shape, u.shape[1]))
     state = {'u': u, 'value': value, 'g': jnp.zeros_like(u), 'h': matrix, 'gauss': matrix, 'lam': lam, 'delta': delta}
@@ -281,8 +283,22 @@ def _program(law, space: str, steps: int):
   return jax.jit(run)
 
 
+_least_rows = contextvars.ContextVar('least_rows', default=0)
+
+
+@contextlib.contextmanager
+def padded(n: int):
+  """Within it all fits of this thread are padded to at least the rows of a fit of `n`, so that all share its programs."""
+  token = _least_rows.set(bucket(n))
+  try:
+    yield
+  finally:
+    _least_rows.reset(token)
+
+
 def bucket(n: int) -> int:
   """Rows are padded to a few sizes, so that fits of many row counts share a compiled program."""
+  n = max(n, _least_rows.get())
   return next((size for size in (32, 128) if n <= size), 1 << max(8, (n - 1).bit_length()))
 
 
@@ -314,13 +330,15 @@ def minimise(
   tilt: tuple[float, float] = (1.0, 1.0),
   reach: np.ndarray | None = None,
   max_steps: int = 240,
+  alike: bool = False,
 ) -> Solution:
   """Minimises all lanes; see the module's docstring.
 
   inputs {column: [n, ...]}; y [n] or [l, n], already the log of the outcome in log space; weights [n] or [l, n];
   start, lower, upper [l, p] (equal bounds fix a coordinate); matrix [p, p] or [l, p, p] and offset [p] or [l, p] map u to
   the transformed parameters; delta the Huber width in residual units; wide the width to begin the continuation with (None: begin at delta);
-  tilt the factors of rho for negative and positive residuals; reach [p] the longest step per coordinate.
+  tilt the factors of rho for negative and positive residuals; reach [p] the longest step per coordinate. alike: the lanes are
+  starts of one problem, so that once half are done, one that takes over twice their steps and is no lower is given up.
   """
   import jax
 
@@ -334,7 +352,8 @@ def minimise(
   reach = np.broadcast_to(np.full(p, 4.0) if reach is None else reach, (lanes, p))
   start = np.clip(start, lower, upper)
   first = delta if wide is None else max(delta, wide)
-  program = _program(law, space, STEPS)
+  program = _program(law, space)
+  steps = STEPS // 2 if wide is not None else STEPS // 3
 
   out_names = ('u', 'value', 'g', 'h', 'gauss', 'relative', 'frozen', 'status', 'count', 'stage', 'lam', 'delta')
   state = {
@@ -371,7 +390,10 @@ def minimise(
         # an exact fit has residuals at rounding level: nothing is left to gain there
         lane['zero'] = (0.5e-26 / min(delta, 1.0)) * (lane['w'] * np.maximum(lane['y'] ** 2, 1.0)).sum(-1)
         calls.append(
-          (block, program(*(state[k][index] for k in ('u', 'lam', 'delta', 'status', 'count', 'stage')), lane, x))
+          (
+            block,
+            program(*(state[k][index] for k in ('u', 'lam', 'delta', 'status', 'count', 'stage')), lane, x, steps),
+          )
         )
       for block, out in calls:
         for name in out_names:
@@ -384,6 +406,12 @@ def minimise(
       results['status'] = np.where(
         (results['status'] == ACTIVE) & (results['count'] >= max_steps), STALLED, results['status']
       )
+      if alike:
+        done = results['status'] == DONE
+        if 2 * done.sum() >= lanes:
+          late = results['count'] > 2 * np.median(results['count'][done]) + STEPS
+          better = (results['delta'] <= delta) & (results['value'] < results['value'][done].min())
+          results['status'] = np.where((results['status'] == ACTIVE) & late & ~better, STALLED, results['status'])
       state['status'] = results['status']
       active = active[results['status'][active] == ACTIVE]
   unit = min(delta, 1.0)

@@ -4,8 +4,10 @@ One table, hundreds of fits over law, loss and delta, window, excluded points, c
 selection of learning rates, and last or all evaluations. Each fit keeps its interval; none is hidden.
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from scaling.errors import UserError, unknown
 LEARNING_RATES = ('learning_rate_peak', 'learning_rate', 'lr')
 PARAM_COLUMNS = ('params_non_embedding', 'params_total')
 FLOP_COLUMNS = ('flops_kaplan', 'flops_chinchilla', 'flops_exact', 'flops_exact_causal')
+DRAWS = 200  # refits behind the interval of one specification, where its covariance cannot give one
 AXES = ('law', 'loss', 'window', 'exclude', 'params', 'flops', 'points', 'rates')
 
 
@@ -84,10 +87,11 @@ def run(
       raise unknown('axis of a specification curve', axis, AXES)
   # FLOPs change only how a fit is read, so that one fit serves all countings of them.
   fitted = [axis for axis in AXES if axis != 'flops']
-  combinations = list(itertools.product(*(choices[axis] for axis in fitted)))
-  rows = []
-  for i, values in enumerate(combinations):
-    chosen = dict(zip(fitted, values, strict=True))
+  combinations = [
+    dict(zip(fitted, values, strict=True)) for values in itertools.product(*(choices[axis] for axis in fitted))
+  ]
+
+  def one(chosen: dict[str, str]) -> list[dict[str, Any]]:
     fit, message, used = None, '', None
     try:
       used = _rows(frame, chosen)
@@ -95,16 +99,24 @@ def run(
       cluster = 'run_id' if 'run_id' in used.columns else None
       fit = fitting.fit(
         used, chosen['law'], loss=name, delta=float(delta or 1e-3), cluster=cluster, starts=starts, probe=False,
-        drop=True,
+        draws=DRAWS, drop=True,
       )  # fmt: skip
     except UserError as error:
       message = str(error)
+    found = []
     for counting in choices['flops']:
       row = {**chosen, 'flops': counting, 'message': message}
-      row |= _read(fit, used, counting, target, flops) if fit is not None else _NOTHING
-      rows.append(row)
-    if progress is not None:
-      progress(i + 1, len(combinations))
+      found.append(row | (_read(fit, used, counting, target, flops) if fit is not None else _NOTHING))
+    return found
+
+  # The first fit of each law and number of rows compiles its program: these go first, on different threads.
+  ordered = sorted(combinations, key=lambda c: any(c[a] != choices[a][0] for a in fitted if a not in ('law', 'points')))
+  rows = []
+  with concurrent.futures.ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+    for i, found in enumerate(pool.map(one, ordered)):
+      rows += found
+      if progress is not None:
+        progress(i + 1, len(ordered))
   out = pd.DataFrame(rows).sort_values('estimate', ignore_index=True)
   if out['estimate'].isna().all():
     raise UserError(f'none of {len(out)} specifications could be fitted: {out["message"].iloc[0]}')

@@ -53,44 +53,58 @@ def resample(problem, count: int, kind: str, seed: int) -> dict:
   return {'target': fitted + common + rng.standard_normal((count, rows.n)) * math.sqrt(variance - shared)}
 
 
-def bootstrap(problem, count: int, kind: str = 'cluster', seed: int = 0) -> tuple[np.ndarray, dict]:
+def bootstrap(
+  problem, count: int, kind: str = 'cluster', seed: int = 0, thorough: bool = True
+) -> tuple[np.ndarray, dict]:
   """Parameter values [count, p] of refits, and {'resamples', 'certified', 'worst_decrement', 'checked', 'agreed', 'seconds'}.
 
-  Each resample starts from the estimate; some are also solved from far starts, and if any of those ends lower, all are.
+  Each resample starts from the estimate, and some are also solved from far starts. Where any of those ends lower, all are solved
+  from the lower optima so found too; if `thorough`, others are checked then, and if that is not enough, all start from afar.
   """
   began = time.perf_counter()
   data = resample(problem, count, kind, seed)
-  solution = problem.minimise(np.tile(problem.u, (count, 1)), cold=False, **data)
+  limit = {'max_steps': 240 if thorough else 72}
+  solution = problem.minimise(np.tile(problem.u, (count, 1)), cold=False, **data, **limit)
   u, objective, decrement = solution.u.copy(), solution.objective.copy(), solution.decrement.copy()
   objective = np.where(np.isfinite(objective), objective, np.inf)
   far = problem.coordinates.draw_starts(8, seed + 1)[1:4]
 
-  def again(lanes: np.ndarray) -> int:
-    index = np.repeat(lanes, len(far))
-    other = problem.minimise(np.tile(far, (len(lanes), 1)), cold=True, **{k: v[index] for k, v in data.items()})
-    better = 0
+  def again(lanes: np.ndarray, starts: np.ndarray, cold: bool = True) -> np.ndarray:
+    """Solves these lanes from each start and keeps what is better; the lanes that end lower by over 1e-6."""
+    index = np.repeat(lanes, len(starts))
+    lots = {k: v[index] for k, v in data.items()}
+    other = problem.minimise(np.tile(starts, (len(lanes), 1)), cold=cold, **lots, **limit)
     value = np.where(np.isfinite(other.objective), other.objective, np.inf).reshape(len(lanes), -1)
-    pick = value.argmin(1) + np.arange(len(lanes)) * len(far)
-    for lane, j in zip(lanes, pick, strict=True):
-      gain = objective[lane] - other.objective[j]
-      if gain > 1e-9 * abs(objective[lane]) or (
-        decrement[lane] > solver.CERTIFIED and gain >= -1e-12 * abs(objective[lane])
-      ):
-        better += gain > 1e-6 * abs(objective[lane])
-        u[lane], objective[lane], decrement[lane] = other.u[j], other.objective[j], other.decrement[j]
-    return int(better)
+    pick = value.argmin(1) + np.arange(len(lanes)) * len(starts)
+    with np.errstate(invalid='ignore'):
+      gain = objective[lanes] - np.where(np.isfinite(other.objective[pick]), other.objective[pick], np.inf)
+    size = np.where(np.isfinite(objective[lanes]), np.abs(objective[lanes]), 0.0)
+    better = (gain > 1e-9 * size) | ((decrement[lanes] > solver.CERTIFIED) & (gain >= -1e-12 * size))
+    to, of = lanes[better], pick[better]
+    u[to], objective[to], decrement[to] = other.u[of], other.objective[of], other.decrement[of]
+    return lanes[gain > 1e-6 * size]
 
-  checked = np.arange(0, count, max(1, count // 20))
-  lower = again(checked)
-  doubtful = np.arange(count) if lower else np.flatnonzero(decrement > solver.CERTIFIED)
-  if len(doubtful):
-    again(doubtful)
+  stride = max(1, count // (20 if thorough else 10))
+  checked = np.arange(0, count, stride)
+  lower = again(checked, far)
+  doubtful = np.flatnonzero(decrement > solver.CERTIFIED)
+  if len(lower):
+    everyone = np.arange(count)
+    again(everyone, u[lower[np.linspace(0, len(lower) - 1, min(1 + thorough, len(lower))).astype(int)]], cold=False)
+    more = np.setdiff1d(np.arange(stride // 2, count, stride), checked)
+    if thorough:
+      checked = np.concatenate([checked, more])
+      last = again(more, far) if len(more) else lower
+      lower = np.concatenate([lower, last]) if len(more) else lower
+    doubtful = everyone if thorough and len(last) else np.flatnonzero(decrement > solver.CERTIFIED)
+  if len(doubtful) and (thorough or len(doubtful) < count // 4):
+    again(doubtful, far)
   info = {
     'resamples': count,
     'certified': int((decrement <= solver.CERTIFIED).sum()),
     'worst_decrement': float(decrement.max()),
     'checked': len(checked),
-    'agreed': len(checked) - lower,
+    'agreed': len(checked) - len(lower),
     'seconds': time.perf_counter() - began,
   }
   return problem.coordinates.values(u), info
