@@ -27,12 +27,13 @@ AVAILABLE = {'v4': 30.75 * 2**30, 'v5e': 15.75 * 2**30, 'v5p': 95.73 * 2**30, 'v
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What compiling gave: memory by kind in bytes per chip, and the program's text; no text where it did not fit."""
+  """What compiling gave: memory by kind in bytes per chip, and the program's text, where it can be had."""
 
   arguments: int
   temporaries: int
   total: int
   seconds: float
+  refused: bool  # the compiler stopped, as the program asks for more memory than there is
   text: str | None
 
 
@@ -42,7 +43,7 @@ def compile_run(run: Run, execution: Execution | None = None, topology: str = 'v
   Returns:
     topology, chips, mesh; bytes_per_chip {arguments, temporaries, total, available}; fits; flops (of one step on all
     chips: exact, causal), flops_by_convention; collectives (kind, axes, overlapped, count, bytes per chip, seconds);
-    roofline (seconds by resource); step_seconds, mfu, tokens_per_second; advice (what to change where it does not
+    roofline (seconds by resource), roofline_from (the compiled program, or shapes alone where it cannot be read); step_seconds, mfu, tokens_per_second; advice (what to change where it does not
     fit); compile_seconds, libtpu. Of a program that does not fit, what comes from its text is None.
 
   Raises:
@@ -73,13 +74,13 @@ def compile_run(run: Run, execution: Execution | None = None, topology: str = 'v
       'total': compiled.total,
       'available': int(AVAILABLE[where.family]),
     },
-    'fits': compiled.text is not None and compiled.total <= AVAILABLE[where.family],
+    'fits': not compiled.refused and compiled.total <= AVAILABLE[where.family],
     'flops': flops.exact_causal * tokens,
     'flops_by_convention': {k: v * tokens for k, v in flops.to_dict().items()},
     'compile_seconds': compiled.seconds,
     'libtpu': topologies.version(),
     'advice': [],
-    **_speed(run, execution, where, device_mesh, compiled.text),
+    **_speed(run, execution, where, device_mesh, compiled),
   }
   if not result['fits']:
     from scaling.parallel import search
@@ -167,12 +168,17 @@ def _compile(run: Run, execution: Execution, mesh: Any) -> Compiled:
     total = out_of_memory(str(error))
     if total is None:
       raise
-    return Compiled(arguments, max(total - arguments, 0), total, time.perf_counter() - started, None)
+    return Compiled(arguments, max(total - arguments, 0), total, time.perf_counter() - started, True, None)
   stats = compiled.memory_analysis()
   arguments = stats.argument_size_in_bytes
   temporaries = stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
   total = arguments + temporaries + stats.output_size_in_bytes - stats.alias_size_in_bytes
-  return Compiled(arguments, temporaries, total, time.perf_counter() - started, compiled.as_text())
+  seconds = time.perf_counter() - started
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError:  # libtpu 0.0.51 does not give the text of some programs for 1,024 chips
+    text = None
+  return Compiled(arguments, temporaries, total, seconds, False, text)
 
 
 @contextlib.contextmanager
@@ -210,17 +216,24 @@ def out_of_memory(message: str) -> int | None:
   return int(float(found[1]) * 2 ** {'': 0, 'K': 10, 'M': 20, 'G': 30, 'T': 40}[found[2]])
 
 
-def _speed(run: Run, execution: Execution, where: Topology, mesh: Any, text: str | None) -> dict[str, Any]:
-  if text is None:
-    return {'collectives': [], 'roofline': None, 'step_seconds': None, 'mfu': None, 'tokens_per_second': None}
+def _speed(run: Run, execution: Execution, where: Topology, mesh: Any, compiled: Compiled) -> dict[str, Any]:
+  if compiled.refused:
+    none = ('roofline', 'roofline_from', 'step_seconds', 'mfu', 'tokens_per_second')
+    return {'collectives': [], **dict.fromkeys(none)}
   from scaling.parallel import hlo, roofline
 
-  program = hlo.Program(text)
-  collectives, places = program.collectives(), roofline.places(mesh)
-  bounds = roofline.estimate(run, execution, where, places, collectives, program.traffic())
+  places, shape = roofline.places(mesh), dict(mesh.shape)
+  if compiled.text is None:
+    collectives = roofline.expected_collectives(run, execution, shape)
+    traffic = roofline.expected_traffic(run, execution, shape)
+  else:
+    program = hlo.Program(compiled.text)
+    collectives, traffic = program.collectives(), program.traffic()
+  bounds = roofline.estimate(run, execution, where, places, collectives, traffic)
   return {
-    'collectives': roofline.summary(collectives, where, places, dict(mesh.shape)),
+    'collectives': roofline.summary(collectives, where, places, shape),
     'roofline': bounds.to_dict(),
+    'roofline_from': 'shapes' if compiled.text is None else 'program',
     'step_seconds': bounds.step_seconds,
     'mfu': bounds.mfu,
     'tokens_per_second': run.data.batch_tokens / bounds.step_seconds,

@@ -15,6 +15,11 @@ FLAGS: dict[str, tuple[str, ...]] = {
   'tpu': (),
 }
 
+# Options of a program for TPUs whose weights are fully sharded. XLA would multiply by the parts of a weight as they
+# come round, and add up the whole result in main memory for each part: the programs of presets from 125M to 8B would
+# move up to nine times the bytes (benchmarks/RESULTS.md). So weights are gathered first; the limit is in MiB.
+TPU_FULLY_SHARDED = {'xla_jf_spmd_threshold_for_windowed_einsum_mib': 1_000_000}
+
 # What a float32 matmul means on each platform; those in bfloat16, the rule on accelerators, are not touched by it.
 # A GPU would round float32 to TensorFloat-32. A TPU does round it to bfloat16, and keeps to that: its Pallas kernels
 # are written for the default, so there float32 is a dtype of storage.
@@ -46,6 +51,11 @@ def setup(compile_cache: bool = True) -> None:
     jax.config.update('jax_compilation_cache_dir', str(directory))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+
+
+def compiler_options(name: str, fsdp: int) -> dict[str, int]:
+  """Options for `jax.jit` of a program for this platform, over `fsdp` devices that each hold a part of each weight."""
+  return dict(TPU_FULLY_SHARDED) if name == 'tpu' and fsdp > 1 else {}
 
 
 # Under /dev, what a machine with such chips shows.

@@ -20,7 +20,7 @@ from scaling.data.stream import Batch
 from scaling.errors import UserError
 from scaling.models import decoder
 from scaling.parallel import mesh as meshes
-from scaling.parallel import ring
+from scaling.parallel import platform, ring
 from scaling.train import loss, optim
 from scaling.train.state import State, create
 
@@ -148,6 +148,7 @@ def _program(model: Model, optimizer: Optim, execution: Execution, mesh: Mesh, c
       (nats, count), _ = jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), batches)
     return nats / count
 
+  options = platform.compiler_options(mesh.devices.flat[0].platform, meshes.axis_size(mesh, 'fsdp'))
   shapes = jax.eval_shape(init, jax.random.key(0))
   shardings = State(
     params=param_shardings,
@@ -168,8 +169,11 @@ def _program(model: Model, optimizer: Optim, execution: Execution, mesh: Mesh, c
       in_shardings=(shardings, batch_sharding, everywhere, everywhere, everywhere, signal_sharding),
       out_shardings=(shardings, everywhere),
       donate_argnums=0,
+      compiler_options=options,
     ),
-    evaluate=jax.jit(evaluate, in_shardings=(param_shardings, batch_sharding), out_shardings=everywhere),
+    evaluate=jax.jit(
+      evaluate, in_shardings=(param_shardings, batch_sharding), out_shardings=everywhere, compiler_options=options
+    ),
   )
 
 

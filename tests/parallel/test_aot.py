@@ -249,7 +249,7 @@ PODS = [
 def test_llama_shapes_on_pods(monkeypatch, preset, pod, mesh, length, batch):
   texts = []
   speed = aot._speed
-  monkeypatch.setattr(aot, '_speed', lambda *args: texts.append(args[-1]) or speed(*args))
+  monkeypatch.setattr(aot, '_speed', lambda *args: texts.append(args[-1].text) or speed(*args))
   where = topology.parse(pod)
   run = large(preset, where.chips, sequence_length=length, batch_size=batch)
   execution = Execution(attention='splash', remat='full')

@@ -200,7 +200,7 @@ def square_arrays(text, n):
 def test_the_training_step_for_tpu_uses_splash_and_holds_no_scores(monkeypatch):
   texts = []
   speed = aot._speed
-  monkeypatch.setattr(aot, '_speed', lambda *args: texts.append(args[-1]) or speed(*args))
+  monkeypatch.setattr(aot, '_speed', lambda *args: texts.append(args[-1].text) or speed(*args))
   model = Model(layers=2, width=256, heads=4, kv_heads=1, head_dim=64, vocab=1024)
   run = Run(model, Data(batch_size=8, sequence_length=640, tokens=8 * 640, document_mask=True), name='small')
   aot.compile_run(run, Execution(), 'v5e:2x2', 'data=2,model=2')
