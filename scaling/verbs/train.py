@@ -2,7 +2,9 @@
 
 import contextlib
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ DETAILS = """
 Trains the default run with the changes that --preset and --set make. The run directory gets config.json, metrics.jsonl (one line
 per evaluation), result.json and checkpoints. Repeating the command resumes a run that was stopped, and does nothing
 for one that is done.
+
+On several hosts, start the same command on each, with SCALING_COORDINATOR=HOST:PORT, SCALING_HOSTS=N and SCALING_HOST=I where
+neither SLURM nor a TPU pod says so; all must see the same run directory.
 """
 EXAMPLES = (
   'scaling train --preset=ladder-64k --set data.tokens=1e6',
@@ -36,25 +41,63 @@ def define(values: flags.FlagValues) -> None:
 def main(args: list[str], values: flags.FlagValues) -> int:
   """Trains, printing a line per evaluation."""
   run, execution = make(values.preset, verbs.overrides(values))
+  from scaling.parallel import hosts
+
+  if hosts.settings() is None:
+    return _main(run, execution, values.run_dir)
+  from scaling.errors import UserError
+
+  try:
+    join()
+    code = _main(run, execution, values.run_dir)
+  except BaseException as error:  # no way out but by `leave`: threads of the other hosts' connections may be waiting
+    code = 75 if hosts.is_lost(error) else 2 if isinstance(error, UserError) else 1
+    if code == 1:
+      traceback.print_exception(error)
+    line = 'another host is gone: start all of them again to resume' if code == 75 else error
+    print(f'scaling: {" ".join(str(line).split())}', file=sys.stderr)
+    hosts.leave(code)
+  hosts.stop(code)
+  return code
+
+
+def join() -> None:
+  """Joins the other hosts, before any use of a device."""
+  from scaling.parallel import hosts, platform
+
+  platform.setup()
+  hosts.start()
+
+
+def _main(run: config.Run, execution: config.Execution, given_dir: str | None) -> int:
   from scaling import data
+  from scaling.errors import UserError
+  from scaling.parallel import hosts
   from scaling.sweep import records
 
   run = data.resolve(run)
-  run_dir = Path(values.run_dir or f'runs/{run.run_id}').absolute()
-  check_same(run, run_dir)
-  from scaling.sweep.run import disk_errors
+  run_dir = Path(given_dir or f'runs/{run.run_id}').absolute()
 
-  with disk_errors(run_dir):
+  def begin() -> dict[str, Any] | None:
+    """Makes the directory this run's; its result if there is one."""
+    check_same(run, run_dir)
     wanted = {'run_id': run.run_id, 'run': config.to_dict(run), 'execution': config.to_dict(execution)}
     records.write_json(run_dir / 'config.json', wanted)
     before = records.state(run_dir, run.data.steps)
-    print(f'run {run.run_id}: {run.data.steps} steps of {run.data.batch_tokens} tokens, in {run_dir}', flush=True)
-    if before.finished:
-      print(f'nothing to do: {before.status}')
-      result = before.result
-    else:
-      result = train(run, run_dir, execution)
-  print(closing(result, run_dir))
+    return before.result if before.finished else None
+
+  from scaling.sweep.run import disk_errors
+
+  first = hosts.index() == 0  # of several hosts, one talks
+  with disk_errors(run_dir):
+    result = hosts.agree(begin, UserError)
+    if first:
+      print(f'run {run.run_id}: {run.data.steps} steps of {run.data.batch_tokens} tokens, in {run_dir}', flush=True)
+    if result and first:
+      print(f'nothing to do: {result.get("status")}')
+    result = result or train(run, run_dir, execution)
+  if first:
+    print(closing(result, run_dir))
   if result.get('status') == 'preempted':
     return 75
   return 0 if result.get('status') in ('done', 'diverged') else 1
@@ -89,22 +132,24 @@ def check_same(run: config.Run, run_dir: Path) -> None:
 def train(run: config.Run, run_dir: Path, execution: config.Execution) -> dict[str, Any]:
   """Trains in this process, while a thread prints the rows as they appear; SIGINT and SIGTERM save and stop."""
   from scaling.errors import UserError
-  from scaling.parallel import platform
+  from scaling.parallel import hosts, platform
 
   platform.setup()
   from scaling.train import lease, loop
 
   done, stop = threading.Event(), threading.Event()
   printer = threading.Thread(target=follow, args=(run, run_dir, done), daemon=True)
-  printer.start()
+  if hosts.index() == 0:
+    printer.start()
   try:
     with stopping(stop):
-      return loop.train(run, run_dir, execution, stop.is_set)
+      return loop.train(run, run_dir, execution, lambda: bool(stop.is_set() | hosts.preempted()))
   except lease.Busy as error:
     raise UserError(f'{error}: wait for it, or give another --run_dir') from None
   finally:
     done.set()
-    printer.join(5)
+    if printer.is_alive():
+      printer.join(5)
 
 
 @contextlib.contextmanager
