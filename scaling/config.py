@@ -232,7 +232,7 @@ class Execution:
   remat: str = 'none'  # a policy name in scaling.parallel.remat
   microbatches: int = 1  # gradient accumulation: parts of a batch
   loss_chunk: int | None = None  # positions per chunk of the cross-entropy; None: chosen by memory
-  scan_layers: bool = True
+  scan_layers: bool | None = None  # None: scanned, except on CPU where a few layers run faster in a row
   checkpoint_seconds: float = 60.0  # between checkpoints; 0: at each evaluation
   keep_checkpoints: int = 2
   profile: str = ''  # 'FIRST:LAST' steps to trace into RUN_DIR/profile

@@ -87,6 +87,12 @@ def estimate(
     # Without a policy: about as much again in gradients of what one block keeps. With one: what is recomputed.
     working = max(working, (everything - (mine if execution.remat != 'none' else 0)) * batch)
   cpu = platform == 'cpu'
+  unrolled = not decoder.scans(model, execution, platform)
+  if cpu and unrolled:
+    # Seen in compiled programs: the working set is the gradients inside one MLP; of the arrays that GELU keeps for
+    # its derivative, one is computed again.
+    hidden = batch * time * local.mlp_size * jnp.dtype(local.dtype).itemsize
+    kept, working = kept - (model.layers * hidden if model.mlp == 'gelu' else 0), 2 * hidden
   gradients = params * (2 if execution.microbatches > 1 else 1)
   logits, summed = _logits(run, execution, platform, batch, size)
   vocab_bytes = -(-model.vocab // tensor) * model.width * jnp.dtype(local.dtype).itemsize
@@ -106,7 +112,7 @@ def estimate(
     activations=int(kept + working),
     logits=logits,
     copies=vocab_bytes if gathered else 0,
-    update=2 * params if cpu else 0,
+    update=params * (1 if unrolled else 2) if cpu else 0,
   )
 
 
@@ -164,9 +170,9 @@ def _kept(
   Flash kernels are traced as the plain form, without what has a query and a key dimension.
   """
   flash = implementation in FLASH
-  if flash:  # a length that is no other dimension, so that scores and weights are told apart; at most a few longer
-    while time in (model.width, model.mlp_size, model.head_size, model.heads, model.kv_head_count):
-      time += 1
+  # A length that is no other dimension, so that scores and weights are told apart; at most a few longer.
+  while time in (model.width, model.mlp_size, model.head_size, model.heads, model.kv_head_count):
+    time += 1
   template = nnx.eval_shape(lambda: decoder.Block(model, jax.random.key(0)))
   graphdef, state = nnx.split(template)
   x_btd = jax.ShapeDtypeStruct((1, time, model.width), jnp.dtype(model.dtype))

@@ -118,7 +118,7 @@ def test_scan_equals_unrolled_and_remat_changes_nothing(name):
 
   loss, grads = loss_and_grads(Execution())
   tolerance = 1e-5 * max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
-  for execution in (Execution(scan_layers=False), Execution(remat='full')):
+  for execution in (Execution(scan_layers=True), Execution(remat='full')):
     other_loss, other_grads = loss_and_grads(execution)
     assert float(other_loss) == pytest.approx(float(loss), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), grads, other_grads)
