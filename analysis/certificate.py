@@ -11,8 +11,8 @@ FLAT = (
 )
 
 
-def certificate(problem, solution: solver.Solution, best: int) -> tuple[dict, list[str]]:
-  """The certificate of the best lane among the starts, and warnings in words."""
+def certificate(problem, solution: solver.Solution, best: int, exact: bool = False) -> tuple[dict, list[str]]:
+  """The certificate of the best lane among the starts, and warnings in words; exact: `vertex` proved the minimum."""
   objective = np.where(np.isfinite(solution.objective), solution.objective, np.inf)
   lowest = objective[best]
   moving = problem.coordinates.moving
@@ -23,7 +23,9 @@ def certificate(problem, solution: solver.Solution, best: int) -> tuple[dict, li
   condition = float(values[-1] / values[0]) if values[0] > 0 else math.inf
   scale = max(solution.scaled[best], 1e-300)
   exact_fit = solution.decrement[best] == 0.0
-  at_best = objective <= lowest + 1e-8 * abs(lowest) + (1e-20 if exact_fit else 0.0)
+  # a kink is reached only to the width that stands for it
+  near = 1e-8 if problem.loss in ('squared', 'huber') else 1e-5
+  at_best = objective <= lowest + near * abs(lowest) + (1e-20 if exact_fit else 0.0)
   share = float(at_best.mean())
   bounds = []
   for j, one in enumerate(problem.law.parameters):
@@ -39,7 +41,7 @@ def certificate(problem, solution: solver.Solution, best: int) -> tuple[dict, li
           }
         )
   record = {
-    'gradient_norm': float(np.abs(gradient).max(initial=0.0) / scale) if not exact_fit else 0.0,
+    'gradient_norm': float(np.abs(gradient).max(initial=0.0) / scale) if not (exact_fit or exact) else 0.0,
     'starts': len(objective),
     'share_at_best': share,
     'hessian_condition': condition,
@@ -47,7 +49,8 @@ def certificate(problem, solution: solver.Solution, best: int) -> tuple[dict, li
     'bounds': bounds,
     'unidentified': [],
     'decrement': float(solution.decrement[best]),
-    'certified': bool(solution.certified[best]),
+    'certified': bool(solution.certified[best] or exact),
+    'vertex': exact,
     'starts_certified': int(solution.certified.sum()),
     'steps': int(solution.steps[best]),
   }
@@ -107,8 +110,8 @@ def _ends(ci) -> str:
   return ' to '.join('unbounded' if not math.isfinite(e) or e == 0 else f'{e:.4g}' for e in ci)
 
 
-def vertex(problem) -> tuple[np.ndarray, float]:
-  """Finishes a least-absolute-deviation (or quantile) fit exactly: (u, objective).
+def vertex(problem) -> tuple[np.ndarray, float, bool]:
+  """Finishes a least-absolute-deviation (or quantile) fit exactly: (u, objective, whether the multipliers prove it a minimum).
 
   Rows that the smoothed solution leaves within its tiny delta are held at zero residual, and Newton's method on
   the Lagrangian of the remaining sum finds the point; it is kept if it is no worse and its multipliers are admissible.
@@ -152,10 +155,14 @@ def vertex(problem) -> tuple[np.ndarray, float]:
   r = at(u)[0]
   polished = objective(r)
   low, high = -rows.weights * problem.tilt[0], rows.weights * problem.tilt[1]
+  # of the remaining gradient nothing may be left once the multipliers carry their part
+  jacobian = at(u)[1][:, free]
+  left, size = np.abs(pull @ jacobian), np.abs(pull) @ np.abs(jacobian)
+  stationary = (left <= 1e-8 * np.maximum(size, 1e-300)).all()
   admissible = ((pull[active] >= low[active] * (1 + 1e-6)) & (pull[active] <= high[active] * (1 + 1e-6))).all()
   if np.isfinite(polished) and polished <= best * (1 + 1e-12) and admissible:
-    return u, min(polished, best)
-  return start, best
+    return u, min(polished, best), bool(stationary)
+  return start, best, False
 
 
 def cluster_warning(se: dict, se_by_row: dict, rows, cluster: str | None) -> list[str]:
@@ -200,6 +207,12 @@ def summary(fit) -> str:
     f'{state}: gradient {c["gradient_norm"]:.1e}, {c["share_at_best"]:.0%} of {c["starts"]} starts at the best, '
     f'Hessian condition {c["hessian_condition"]:.3g}; intervals: {s["interval"]}'
   )
+  noise = s.get('replicates')
+  if noise and noise['sd']:
+    lines.append(
+      f'repeated runs: {noise["groups"]} cells, {noise["degrees"]} degrees of freedom, standard deviation {noise["sd"]:.3g} '
+      f'beside {fit.residual_sd:.3g} of the residuals: no single run can be predicted better'
+    )
   lines += [f'unidentified: {text}' for text in c['unidentified']]
   lines += [f'warning: {text}' for text in fit.warnings]
   return '\n'.join(lines)

@@ -73,13 +73,19 @@ class Fit:
   def predict_interval(
     self, columns: dict, level: float = 0.95, new_run: bool = False
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high [n] of the outcome; `new_run` adds the scatter of a single run, drawn from the residuals."""
+    """Low and high [n] of the outcome; `new_run` adds the scatter of a single run, drawn from the residuals.
+
+    Where runs were repeated, that scatter is no narrower than theirs.
+    """
     values = self.predict_samples(columns)
     if new_run:
       rng = np.random.default_rng(0)
       scatter = rng.choice(self.residuals, values.shape) * math.sqrt(
         self.n_points / max(1, self.n_points - len(self.estimate))
       )
+      floor = (self.settings.get('replicates') or {}).get('sd') or 0.0
+      if 0 < self.residual_sd < floor:
+        scatter = scatter * (floor / self.residual_sd)
       values = values * np.exp(scatter) if self.space == 'log' else values + scatter
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
@@ -117,14 +123,21 @@ class Fit:
         values[name] = np.array(
           [[math.nan if v is None else v for v in row] for row in values[name]] if name == 'samples' else values[name]
         )
-    values['ci95'] = {
-      k: [-math.inf if low is None else low, math.inf if high is None else high]
-      for k, (low, high) in values['ci95'].items()
+    # JSON has no infinity: an open end, or a number that was not finite, is null there
+    number = lambda v, instead=math.nan: instead if v is None else v  # noqa: E731
+    ends = lambda pair: [number(pair[0], -math.inf), number(pair[1], math.inf)]  # noqa: E731
+    values['ci95'] = {k: ends(pair) for k, pair in values['ci95'].items()}
+    for name in ('estimate', 'se', 'se_by_row'):
+      values[name] = {k: number(v) for k, v in values.get(name, {}).items()}
+    values['frontier'] = {
+      k: {'value': number(v['value']), 'se': number(v['se']), 'ci95': ends(v['ci95'])}
+      for k, v in values.get('frontier', {}).items()
     }
-    for name in ('se', 'se_by_row'):
-      values[name] = {k: math.nan if v is None else v for k, v in values.get(name, {}).items()}
-    if values.get('residual_sd') is None:
-      values['residual_sd'] = math.nan
+    values['certificate'] = dict(values['certificate'])
+    for name in ('gradient_norm', 'hessian_condition', 'decrement'):
+      values['certificate'][name] = number(values['certificate'].get(name), math.inf)
+    for name in ('objective', 'residual_sd'):
+      values[name] = number(values.get(name))
     return cls(**values, definition=law)
 
 
@@ -246,6 +259,16 @@ def parse_loss(
   return plain, space, math.nan, tilt
 
 
+def _replicates(law, rows, space: str) -> dict | None:
+  """{'sd', 'groups', 'degrees'} of rows with equal inputs (runs that differ in seed), None where there are none."""
+  if any(np.ndim(column) > 1 for column in rows.inputs.values()):
+    return None
+  noise = uncertainty.replicate_noise({**rows.inputs, law.outcome: rows.outcome}, law)
+  if not noise['degrees']:
+    return None
+  return {'sd': noise['sd_log' if space == 'log' else 'sd'], 'groups': noise['groups'], 'degrees': noise['degrees']}
+
+
 def fit(
   table,
   law,
@@ -327,10 +350,11 @@ def fit(
   best = int(np.argmin(order))
   problem = dataclasses.replace(problem, u=solution.u[best])
   objective = float(solution.objective[best])
+  exact = False
   if loss_name in ('l1', 'asymmetric'):
-    u, objective = certify.vertex(problem)
+    u, objective, exact = certify.vertex(problem)
     problem = dataclasses.replace(problem, u=u)
-  certificate, warnings = certify.certificate(problem, solution, best)
+  certificate, warnings = certify.certificate(problem, solution, best, exact)
   spread = uncertainty.sandwich(problem)
   values = coords.values(problem.u)
   estimate = dict(zip(law.names, values.tolist(), strict=True))
@@ -392,6 +416,7 @@ def fit(
       'bounds': {k: list(v) for k, v in (bounds or {}).items()},
       'bootstrap': bootstrap,
       'draws': len(samples),
+      'replicates': _replicates(law, rows, space),
       'resample': resample if bootstrap else None,
       'interval': f'bootstrap by {resample}' if bootstrap else ('sandwich by ' + (cluster or 'row')),
     },

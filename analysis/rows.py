@@ -48,7 +48,7 @@ def to_columns(table) -> dict:
     return {str(c): np.asarray(table[c]) for c in table.columns}
   if isinstance(table, dict):
     columns = {k: np.atleast_1d(np.asarray(v)) for k, v in table.items()}
-    n = max(len(v) for v in columns.values())
+    n = max((len(v) for v in columns.values()), default=0)
     return {k: np.repeat(v, n, axis=0) if len(v) == 1 else v for k, v in columns.items()}
   records = list(table)
   return {k: np.array([r.get(k, math.nan) for r in records]) for k in dict.fromkeys(k for r in records for k in r)}
@@ -85,6 +85,10 @@ def gather(
     if name not in data:
       raise unknown('column', name, data)
   n_all = len(data[outcome])
+  if not n_all:
+    raise UserError(
+      f'the table has no rows: {law.name!r} needs {", ".join((*law.inputs, outcome))} of at least one run'
+    )
   index = np.arange(n_all) if index is None or len(index) != n_all else index
   inputs = {name: _numbers(data[name], name) for name in law.inputs}
   y = _numbers(data[outcome], outcome)

@@ -135,6 +135,10 @@ def sandwich(problem) -> Spread:
   width = max(delta, 1.06 * min(mad or np.inf, np.std(r) or np.inf) * n**-0.2) if math.isfinite(delta) else math.inf
   if not math.isfinite(width) and math.isfinite(delta):
     width = delta
+  if problem.loss in ('l1', 'asymmetric'):
+    # a density from fewer rows than this leaves directions without any curvature
+    second = np.zeros_like(second)  # the rows at the kink pull by their multipliers, which psi does not know
+    width = max(width, float(np.sort(np.abs(r))[min(n, 3 * int(c.moving.sum())) - 1]))
   curvature = np.where(np.abs(r) <= width, weight * (delta / width if math.isfinite(width) else 1.0), 0.0)
   with np.errstate(invalid='ignore'):
     at_edge = ((problem.u <= c.lower) | (problem.u >= c.upper)) & c.moving

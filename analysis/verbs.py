@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import context as contexts
 from analysis import fit as fitting
-from analysis import laws, predict, report, table
+from analysis import laws, predict, report, table, uncertainty
 from scaling.errors import UserError, unknown
 
 
@@ -27,8 +27,17 @@ def fit_verb(
   drop: bool = False,
   seed: int = 0,
   out: str | None = None,
+  fixed: str | None = None,
+  tied: str | None = None,
+  bounds: str | None = None,
+  weights: str | None = None,
+  resample: str = 'cluster',
+  profile: str | None = None,
+  starts: int = 64,
 ) -> str:
   """`scaling fit TABLE_OR_DIR --law=NAME[,NAME]`: fits, writes `out` (fits of other laws in it are kept), returns the summaries.
+
+  fixed 'E=1.69', tied 'beta=alpha', bounds 'E=0:2' hold for each law; profile: parameters whose profile intervals are added.
 
   rows: 'final' (the last row of each run), 'all' (each row), or 'auto': final where the table marks them (a study), else all.
   Held-out rows are never used.
@@ -42,8 +51,12 @@ def fit_verb(
   for name in names:
     declared = laws.get(name)
     table.require(frame, [*declared.inputs, declared.outcome], str(source))
-  made = _fit(frame, names, rows, loss=loss, delta=delta, bootstrap=bootstrap, cluster=cluster, drop=drop, seed=seed)
-  text = '\n\n'.join(one.summary() for one in made)
+  made = _fit(
+    frame, names, rows, loss=loss, delta=delta, bootstrap=bootstrap, cluster=cluster, drop=drop, seed=seed,
+    fixed={k: _value('fixed', k, v) for k, v in _pairs('fixed', fixed).items()}, tied=_pairs('tied', tied),
+    bounds={k: _ends(k, v) for k, v in _pairs('bounds', bounds).items()}, weights=weights, resample=resample, starts=starts,
+  )  # fmt: skip
+  text = '\n\n'.join(''.join([one.summary(), *_profiles(one, profile)]) for one in made)
   if out:
     path = Path(out)
     kept = [f for f in fitting.load(path) if f.law not in names] if path.exists() else []
@@ -51,6 +64,43 @@ def fit_verb(
     fitting.save(kept + made, path)
     text += f'\n\nwritten: {path}'
   return text
+
+
+def _pairs(flag: str, text: str | None) -> dict[str, str]:
+  """{'E': '1.69'} of 'E=1.69'; anything else is a UserError."""
+  pairs = [part.partition('=') for part in (text or '').split(',') if part.strip()]
+  for name, equals, value in pairs:
+    if not (name.strip() and equals and value.strip()):
+      raise UserError(f'--{flag}={text}: give parameter=value pairs with commas, such as E=1.69')
+  return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _value(flag: str, name: str, value: str) -> float:
+  try:
+    return float(value)
+  except ValueError:
+    raise UserError(f'--{flag}={name}={value}: {value!r} is not a number') from None
+
+
+def _ends(name: str, value: str) -> tuple[float, float]:
+  low, colon, high = value.partition(':')
+  if not colon:
+    raise UserError(f'--bounds={name}={value}: give low:high, either of which may be left out, such as E=0:2')
+  return _value('bounds', name, low or '-inf'), _value('bounds', name, high or 'inf')
+
+
+def _profiles(one: fitting.Fit, profile: str | None) -> list[str]:
+  """Lines below a summary: the profile intervals that were asked for."""
+  lines = []
+  free = [n for n, moves in zip(one.declared.names, one.problem.coordinates.moving, strict=True) if moves]
+  names = free if profile == 'all' else [n.strip() for n in (profile or '').split(',') if n.strip()]
+  for name in names:
+    if name not in one.declared.names:
+      raise unknown('parameter', name, one.declared.names)
+    found = uncertainty.profile(one, name, points=2)
+    low, high = found['ci']
+    lines.append(f'\nprofile: {name} 95% {low:.5g} to {high:.5g}' + (' (unbounded)' if any(found['unbounded']) else ''))
+  return lines
 
 
 def predict_verb(

@@ -17,6 +17,7 @@ An unknown --law is answered with the nearest names; --law=list lists all.
 EXAMPLES = (
   'scaling fit runs.csv --law=chinchilla --bootstrap=1000 --out=fits.json',
   'scaling fit out/quickstart --law=kaplan',
+  'scaling fit runs.csv --law=chinchilla --fixed=E=1.69 --tied=beta=alpha --profile=alpha',
   """scaling fit svg.csv --law=chinchilla --select '"Model Size" AS params, "Training FLOP"/(6*"Model Size") AS tokens, loss'""",
 )
 ARGUMENTS = (0, 1)
@@ -46,6 +47,16 @@ def define(values: flags.FlagValues) -> None:
     'drop', False, 'leave bad rows out, and say which, instead of refusing the table', flag_values=values
   )
   flags.DEFINE_integer('seed', 0, 'of starts and resamples', flag_values=values)
+  text('fixed', None, 'parameters held at values, as E=1.69,alpha=0.34')
+  text('tied', None, 'parameters that follow another, as beta=alpha')
+  text('bounds', None, 'bounds of parameters, as E=0:2,beta=0.1:')
+  text('weights', None, 'column of weights of the rows')
+  flags.DEFINE_enum('resample', 'cluster', ['cluster', 'row', 'residual', 'parametric'], 'what a bootstrap resamples: clusters, rows, '
+                    'residuals, or draws of a fitted noise', flag_values=values)  # fmt: skip
+  text(
+    'profile', None, 'parameters, with commas, whose profile likelihood intervals are printed too; all: each free one'
+  )
+  flags.DEFINE_integer('starts', 64, 'starts of the search', lower_bound=1, flag_values=values)
   text('out', None, 'JSON file of fits to write; fits of other laws in it are kept')
 
 
@@ -76,6 +87,13 @@ def main(args: list[str], values: flags.FlagValues) -> int:
       drop=values.drop,
       seed=values.seed,
       out=values.out,
+      fixed=values.fixed,
+      tied=values.tied,
+      bounds=values.bounds,
+      weights=values.weights,
+      resample=values.resample,
+      profile=values.profile,
+      starts=values.starts,
     )
   )
   return 0
