@@ -130,13 +130,18 @@ def predicted_vs_measured(context: Context) -> Plot:
     panel = Panel(Axis('Measured loss', 'log'), Axis('Predicted loss', 'log'), [], title=fit.law)
     low = float(min(rows['loss'].min(), rows['predicted'].min())) / 1.02
     high = float(max(rows['loss'].max(), rows['predicted'].max())) * 1.02
-    panel.x.limits = panel.y.limits = (low, high)
-    panel.add('line', [low, high], [low, high], color='muted', width=0.9, label='equal')
+    drawn = []
     for held, part in rows.groupby('held_out'):
       extra = {}
       if held:
         bounds = fit.predict_interval({k: part[k].to_numpy(float) for k in fit.declared.inputs}, new_run=True)
         extra = {'low': bounds[0], 'high': bounds[1]}
+        seen = [b for b in np.ravel(bounds) if np.isfinite(b) and 0.5 * low < b < 2 * high]
+        low, high = min([low, *(b / 1.01 for b in seen)]), max([high, *(b * 1.01 for b in seen)])
+      drawn.append((part, held, extra))
+    panel.x.limits = panel.y.limits = (low, high)
+    panel.add('line', [low, high], [low, high], color='muted', width=0.9, label='equal')
+    for part, held, extra in drawn:
       panel.add('points', part['loss'], part['predicted'], label='held out (95% interval)' if held else 'fitted', filled=not held,
                 color='orange' if held else 'blue', marker='square' if held else 'circle', hover=common.hover(part, *_HOVER), **extra)  # fmt: skip
     error = np.abs(rows['predicted'] / rows['loss'] - 1)

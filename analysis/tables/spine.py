@@ -1,10 +1,13 @@
 """The tables of each report: shapes, runs with baselines, fitted parameters, optima, predictions, approaches."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
 from analysis import frontier
 from analysis.context import Context, Unavailable
+from analysis.figures import ticks
 from analysis.figures.fits import with_predictions
 from analysis.tables.spec import Column, Table, pick, table
 
@@ -92,6 +95,51 @@ def runs(context: Context) -> Table:
   return Table(title, f'Loss is the {context.loss_label.lower()} at the end of each run.', frame, pick(frame, columns))
 
 
+def unidentified(fit) -> set[str]:
+  """The parameters that the certificate calls unidentified, alone or as part of a flat direction."""
+  text = '\n'.join(map(str, (fit.certificate or {}).get('unidentified') or []))
+  return {name for name in fit.estimate if re.search(rf'(?<![\w]){re.escape(name)}(?=: unbounded| up\b| down\b)', text)}
+
+
+@table('laws', 'a fit')
+def laws_compared(context: Context) -> Table:
+  """One row per fitted law: floor, exponents and the exponent of optimal size with 95% intervals, and how well it predicts."""
+  if not context.fits:
+    raise Unavailable('a fit: scaling fit DIR --law=chinchilla --out=DIR/fits.json')
+
+  def cell(value: float, ends: list, mark: str = '') -> str:
+    low, high = (ticks.text(float(e), 'number', 2) for e in ends)
+    return f'{ticks.text(float(value), "number", 3)}{mark} ({low} to {high})'
+
+  rows = []
+  for one in context.fits:
+    open_ = unidentified(one)
+    row = {'law': one.law, 'formula': one.formula, 'points': one.n_points}
+    if 'E' in one.estimate:
+      row['floor'] = cell(one.estimate['E'], one.ci95['E'], '*' if 'E' in open_ else '')
+    powers = [
+      p.name for p in one.declared.parameters if p.name in one.estimate and re.match('(alpha|beta|gamma|eta)', p.name)
+    ]
+    row['exponents'] = '; '.join(
+      f'{name} {cell(one.estimate[name], one.ci95[name], "*" if name in open_ else "")}' for name in powers
+    )
+    if 'a' in (one.frontier or {}):
+      row['a'] = cell(one.frontier['a']['value'], one.frontier['a']['ci95'])
+    if one in context.predictive:
+      made = with_predictions(context, one)
+      error = (made['predicted'] / made['loss'] - 1).abs()
+      row['fitted'] = f'{error[~made["held_out"]].median():.2%}'
+      row['held_out'] = f'{error[made["held_out"]].max():.2%}' if made['held_out'].any() else None
+    rows.append(row)
+  frame = pd.DataFrame(rows)
+  columns = [
+    Column('law', 'Law'), Column('points', 'Runs', 'whole'), Column('floor', 'Floor E'), Column('exponents', 'Exponents'),
+    Column('a', 'a (params ~ compute^a)'), Column('fitted', 'Median error'), Column('held_out', 'Worst held-out error'),
+  ]  # fmt: skip
+  caption = '95% intervals in brackets; * not identified by these runs. Errors are relative, of runs fitted and of runs held out.'
+  return Table('Fitted laws, compared', caption, frame, pick(frame, columns))
+
+
 @table('fits', 'a fit', default=True)
 def fits(context: Context) -> Table:
   """Fitted parameters with standard errors and 95% intervals."""
@@ -99,16 +147,11 @@ def fits(context: Context) -> Table:
     raise Unavailable('a fit: scaling fit DIR --law=chinchilla --out=DIR/fits.json')
   rows = []
   for one in context.fits:
-    certificate = one.certificate or {}
-    unknown = ' '.join(map(str, certificate.get('unidentified') or []))
+    certificate, open_ = one.certificate or {}, unidentified(one)
     for name, value in one.estimate.items():
       low, high = one.ci95.get(name, (np.nan, np.nan))
       state = (
-        'on its bound'
-        if name in (certificate.get('at_bound') or [])
-        else 'not identified'
-        if name in unknown.split()
-        else ''
+        'on its bound' if name in (certificate.get('at_bound') or []) else 'not identified' if name in open_ else ''
       )
       rows.append(
         {
