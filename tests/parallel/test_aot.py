@@ -224,6 +224,17 @@ def test_a_small_model_compiles_for_four_chips():
   assert result['tokens_per_second'] == pytest.approx(run.data.batch_tokens / result['step_seconds'])
 
 
+@needs_tpu_compiler
+def test_speed_is_estimated_from_shapes_where_the_program_has_no_text():
+  where = topology.parse('v5e:2x2')
+  mesh = aot.make_mesh(MeshSpec(data=2, model=2), where)
+  speed = aot._speed(small(), Execution(), where, mesh, aot.Compiled(1, 1, 2, 0.1, False, None))
+  assert speed['roofline_from'] == 'shapes' and 0 < speed['mfu'] < 1
+  assert {c['axes'] for c in speed['collectives']} == {'data', 'model'}
+  refused = aot._speed(small(), Execution(), where, mesh, aot.Compiled(1, 1, 2, 0.1, True, None))
+  assert refused['mfu'] is None and refused['collectives'] == []
+
+
 def square_arrays(text: str, n: int) -> set[str]:
   """Array types of a program with two dimensions of `n`."""
   return {m[0] for m in re.finditer(r'\b[a-z]+\d+\[([\d,]+)\]', text) if m[1].split(',').count(str(n)) >= 2}

@@ -65,3 +65,8 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
   if kept != 'True':
     pytest.skip('no mallopt here')
   assert int(faults) < 2000  # none or few were measured, and more than 30,000 without
+
+
+def test_only_fully_sharded_programs_for_tpu_have_compiler_options():
+  assert platform.compiler_options('tpu', 4) == platform.TPU_FULLY_SHARDED
+  assert platform.compiler_options('tpu', 1) == platform.compiler_options('gpu', 8) == {}
