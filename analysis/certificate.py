@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from analysis import solver, uncertainty
+from analysis.rows import named
 
 FLAT = (
   1.0  # standard error along a unit direction of the centred coordinates (a factor of e) above which it is called flat
@@ -186,6 +187,10 @@ def summary(fit) -> str:
   dropped = f', {len(s["rows_dropped"])} dropped' if s['rows_dropped'] else ''
   loss = s['loss'] + (f' (delta {s["delta"]:g})' if s.get('delta') else '')
   lines.append(f'{fit.n_points} points of {fit.n_runs} runs{dropped}; loss {loss}; objective {fit.objective:.9g}')
+  reasons: dict[str, list] = {}
+  for row in s['rows_dropped']:
+    reasons.setdefault(row['reason'], []).append(row['row'])
+  lines += [f'dropped: {named(rows)}: {reason}' for reason, rows in reasons.items()]
   width = max(len(k) for k in fit.estimate)
   for name, value in fit.estimate.items():
     note = ''

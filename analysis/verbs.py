@@ -34,6 +34,7 @@ def fit_verb(
   resample: str = 'cluster',
   profile: str | None = None,
   starts: int = 64,
+  accept: str | None = None,
 ) -> str:
   """`scaling fit TABLE_OR_DIR --law=NAME[,NAME]`: fits, writes `out` (fits of other laws in it are kept), returns the summaries.
 
@@ -55,6 +56,7 @@ def fit_verb(
     frame, names, rows, loss=loss, delta=delta, bootstrap=bootstrap, cluster=cluster, drop=drop, seed=seed,
     fixed={k: _value('fixed', k, v) for k, v in _pairs('fixed', fixed).items()}, tied=_pairs('tied', tied),
     bounds={k: _ends(k, v) for k, v in _pairs('bounds', bounds).items()}, weights=weights, resample=resample, starts=starts,
+    accept=tuple(n.strip() for n in (accept or '').split(',') if n.strip()),
   )  # fmt: skip
   text = '\n\n'.join(''.join([one.summary(), *_profiles(one, profile)]) for one in made)
   if out:

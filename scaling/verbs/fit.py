@@ -56,6 +56,7 @@ def define(values: flags.FlagValues) -> None:
   text(
     'profile', None, 'parameters, with commas, whose profile likelihood intervals are printed too; all: each free one'
   )
+  text('accept', None, 'checks to let pass, with commas: duplicates, units, one-value')
   flags.DEFINE_integer('starts', 64, 'starts of the search', lower_bound=1, flag_values=values)
   text('out', None, 'JSON file of fits to write; fits of other laws in it are kept')
 
@@ -94,6 +95,7 @@ def main(args: list[str], values: flags.FlagValues) -> int:
       resample=values.resample,
       profile=values.profile,
       starts=values.starts,
+      accept=values.accept,
     )
   )
   return 0

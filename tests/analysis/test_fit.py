@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import fit, laws, uncertainty
+from analysis import fit, laws, uncertainty, verbs
 from scaling.errors import UserError
 
 TRUTH = {'E': 1.8, 'A': 480.0, 'alpha': 0.35, 'B': 2100.0, 'beta': 0.37}
@@ -153,3 +153,52 @@ def test_scaling_the_loss_scales_the_law(factor, seed):
   b = quick(table.assign(loss=table.loss * factor), 'power-params', accept=('units',), starts=16)
   assert b.objective == pytest.approx(a.objective, rel=1e-8)
   assert b.predict({'params': 3e8})[0] == pytest.approx(factor * a.predict({'params': 3e8})[0], rel=1e-5)
+
+
+def test_a_certificate_with_nulls_is_read_back_and_printed():
+  record = quick(frame()).to_json()
+  for name in ('gradient_norm', 'hessian_condition', 'decrement'):
+    record['certificate'][name] = None
+  record['se'] = dict.fromkeys(record['se'])
+  record['objective'] = record['residual_sd'] = None
+  record['frontier']['a'] = {'value': None, 'se': None, 'ci95': [None, None]}
+  text = fit.Fit.from_json(record).summary()
+  assert 'Hessian condition inf' in text and '-inf to inf' in text
+
+
+def test_dropped_rows_are_named_in_the_summary():
+  data = frame()
+  data.loc[[2, 5], 'loss'] = np.nan
+  assert 'dropped: rows 2, 5: loss is not a finite number' in quick(data, drop=True).summary()
+
+
+def test_repeated_runs_set_a_floor_to_the_interval_of_a_run():
+  rng = np.random.default_rng(0)
+  one = {k: np.array(v) for k, v in frame().items() if k in ('params', 'tokens', 'loss')}
+  data = {k: np.concatenate([v, v]) for k, v in one.items()}
+  data['loss'] = data['loss'] * np.exp(0.01 * rng.standard_normal(len(data['loss'])))
+  found = fit.fit(data, 'chinchilla', loss='log-squared', probe=False)
+  assert found.settings['replicates']['degrees'] == len(one['loss'])
+  assert found.settings['replicates']['sd'] == pytest.approx(0.01, rel=0.3)
+  assert 'repeated runs' in found.summary()
+  at = {'params': 1e9, 'tokens': 1e10}
+  narrow = found.predict_interval(at, new_run=True)
+  found.settings['replicates']['sd'] = 10 * found.residual_sd
+  wide = found.predict_interval(at, new_run=True)
+  assert wide[1] - wide[0] > 5 * (narrow[1] - narrow[0])
+
+
+@pytest.mark.parametrize('empty', ({'params': [], 'tokens': [], 'loss': []}, {}, []))
+def test_an_empty_table_is_a_plain_mistake(empty):
+  with pytest.raises(UserError):
+    fit.fit(empty, 'chinchilla')
+
+
+def test_settings_on_the_command_line_reach_the_fit(tmp_path):
+  path = tmp_path / 'runs.csv'
+  pd.DataFrame(frame()).to_csv(path, index=False)
+  text = verbs.fit_verb(str(path), fixed='E=1.7', tied='beta=alpha', bounds='alpha=0.1:0.9', profile='alpha', starts=8)
+  assert '(fixed)' in text and '(= alpha)' in text and 'profile: alpha 95%' in text
+  for wrong in ({'fixed': 'E'}, {'fixed': 'E=x'}, {'bounds': 'E=1'}, {'profile': 'gamma'}, {'accept': 'unit'}):
+    with pytest.raises(UserError):
+      verbs.fit_verb(str(path), starts=8, **wrong)
