@@ -29,6 +29,7 @@ _AUTO_ATTENTION = {'cpu': 'blocks', 'gpu': 'cudnn', 'tpu': 'splash'}
 # gradient is being taken they hold this share at once (0.54 to 0.86), as casts and norms are fused away; and beside
 # the logits of a chunk their gradient in bfloat16.
 TPU_WORKING, TPU_LOGITS = 0.75, 1.5
+LANES = 128  # of a tile in a TPU's memory
 FLASH = ('cudnn', 'splash', 'ring')  # keep a row sum for each query and no scores
 
 
@@ -204,6 +205,8 @@ def _kept(
   scores = []
   for v in {v for v in jaxpr.outvars if not isinstance(v, Literal)} - arguments:
     shape, size = v.aval.shape, v.aval.size * v.aval.dtype.itemsize
+    if platform == 'tpu' and shape[-1:] == (model.head_size,):  # rows of a head are padded to the lanes of a tile
+      size = size // shape[-1] * (-(-shape[-1] // LANES) * LANES)
     if shape.count(time) >= 2 and model.width != time:
       scores.append(size)
     elif v in from_input:
