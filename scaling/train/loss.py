@@ -11,8 +11,8 @@ from scaling.models import decoder
 from scaling.parallel import kernels, mesh
 
 # Float32 logits that one device may hold at once. Chunks cost speed on an accelerator, where large matmuls are fast;
-# a CPU loses nothing by them.
-LOGITS_BYTES = {'cpu': 64 << 20, 'gpu': 1 << 30, 'tpu': 1 << 29}
+# a CPU gains by those that its cache holds: 64 MiB at once made whole steps 1.1 times as long.
+LOGITS_BYTES = {'cpu': 16 << 20, 'gpu': 1 << 30, 'tpu': 1 << 29}
 
 
 def chunk_size(model: Model, batch: int, time: int, requested: int | None = None) -> int:
