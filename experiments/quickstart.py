@@ -15,7 +15,7 @@ from scaling.sweep.grid import grid
 from scaling.sweep.study import Study, largest_compute
 
 SIZES = ('ladder-6k', 'ladder-8k', 'ladder-16k', 'ladder-32k', 'ladder-64k', 'ladder-128k')
-TOKENS = (2**20, 2**21, 3 * 2**20, 2**22)
+TOKENS = (2**20, 2**21, 2**22, 2**23)
 
 
 def learning_rate(run: Run) -> float:
