@@ -1,7 +1,4 @@
-"""Loss of pre-training with a further dial: repeated data, over-training, precision, vocabulary, experts, smooth breaks.
-
-Farseer (Li et al. 2025, arXiv:2506.10972) is left out: no readable source of its exact formula was at hand.
-"""
+"""Loss of pre-training with a further dial: repeated data, over-training, precision, vocabulary, experts, smooth breaks."""
 
 from analysis.laws.base import Law, Parameter, coefficient, exponent, floor, free, log, power, register, scale
 

@@ -1,8 +1,8 @@
-"""Loss of pre-training against parameters and tokens: single power laws, Kaplan, Chinchilla and its variants."""
+"""Loss of pre-training against parameters and tokens: single power laws, Kaplan, Chinchilla and its variants, Farseer."""
 
 import dataclasses
 
-from analysis.laws.base import Law, coefficient, exponent, floor, log, power, register, scale
+from analysis.laws.base import Law, coefficient, exponent, floor, free, log, power, register, scale
 
 
 def _single(column: str, symbol: str, with_floor: bool) -> Law:
@@ -131,5 +131,52 @@ width_depth = register(
     ),
     formula='loss = E + A / width^alpha + B / depth^beta + D / tokens^delta',
     latex=r'L = E + \frac{A}{w^{\alpha}} + \frac{B}{d^{\beta}} + \frac{D}{T^{\delta}}',
+  )
+)
+
+FARSEER_PARAMS = 1e9  # where the floor, the token term and its exponent are stated
+
+
+def _bend(log_ratio, slope):
+  """(ratio^slope - 1) / slope, which is log ratio where the slope is 0; smooth there, with its derivatives."""
+  import jax.numpy as jnp
+
+  z = slope * log_ratio
+  small = jnp.abs(z) < 1e-3
+  safe = jnp.where(small, 1.0, slope)
+  series = log_ratio * (1 + z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5))))
+  return jnp.where(small, series, jnp.expm1(jnp.where(small, 0.0, z)) / safe)
+
+
+def _farseer(t, x):
+  import jax.numpy as jnp
+
+  log_ratio = log(x, 'params') - jnp.log(FARSEER_PARAMS)
+  floor_n = t['F'] * jnp.exp(-t['s'] * _bend(log_ratio, t['q']))
+  exponent_n = t['beta'] * jnp.exp(-t['A'] * _bend(log_ratio, t['a']))
+  return floor_n + t['K'] * jnp.exp(-t['B'] * _bend(log_ratio, t['b']) - exponent_n * log(x, 'tokens'))
+
+
+farseer = register(
+  Law(
+    name='farseer',
+    inputs=('params', 'tokens'),
+    parameters=(
+      coefficient('F', (-0.5, 0.0), 'loss with endless tokens at 1e9 params'),
+      free('s', (0.0, 0.15), meaning='how fast that loss falls with log params'),
+      free('q', (-0.3, 0.3), (-2.0, 2.0), meaning='how that fall changes with params; 0: a power law'),
+      coefficient('K', (-3.0, -0.5), 'size of the token term at 1e9 params', tokens='-beta'),
+      free('B', (-0.3, 1.5), meaning='how fast that size falls with log params'),
+      free('b', (-0.3, 0.3), (-2.0, 2.0), meaning='how that fall changes with params; 0: a power law'),
+      exponent('beta', (0.1, 0.6), meaning='exponent of tokens at 1e9 params'),
+      free('A', (-0.1, 0.2), meaning='how fast the exponent falls with log params'),
+      free('a', (-0.3, 0.3), (-2.0, 2.0), meaning='how that fall changes with params'),
+    ),
+    predict=_farseer,
+    formula='loss = F exp(-s h_q) + K exp(-B h_b) tokens^-(beta exp(-A h_a)), h_p = ((params / 1e9)^p - 1) / p',
+    latex=r'L = F e^{-s h_q} + K e^{-B h_b} D^{-\beta e^{-A h_a}},\; h_p = \frac{(N / 10^9)^p - 1}{p}',
+    # Published as exp(s N^q + S) + exp(B N^b + Q) D^-exp(A N^a + E). That has the same curves, but its factors run off to
+    # infinity as an exponent nears 0, and its terms swap signs there; stated at 1e9 parameters they do not.
+    source='Li et al. 2025, arXiv:2506.10972 (Farseer), its nine parameters stated at 1e9 params',
   )
 )

@@ -4,7 +4,7 @@ from absl import flags
 
 from scaling import verbs
 
-USAGE = 'DIR [--figures=NAME,...] [--tables=NAME,...]'
+USAGE = 'DIR [--figures=NAME,...] [--tables=NAME,...] [--readme=FILE.md]'
 SUMMARY = 'figures (SVG, PNG), tables (CSV, Markdown, LaTeX) and one self-contained HTML page'
 DETAILS = """
 DIR is the --out of scaling run, or a table of runs. Without names, all that the study asks for and the records allow is made;
@@ -26,6 +26,10 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(args: list[str], values: flags.FlagValues) -> int:
-  """Writes the report and prints where it is."""
+  """Writes the report and prints where it is; then fills the Markdown file that was named."""
   print(verbs.analysis().report_verb(args[0], figures=values.figures, tables=values.tables))
+  if values.readme:
+    from analysis import readme
+
+    print(f'{values.readme}: tables filled from records: {readme.fill(values.readme)}')
   return 0

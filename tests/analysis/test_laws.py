@@ -62,6 +62,32 @@ def test_known_values():
   assert lr[0] == pytest.approx(1.79 * 1e9**-0.713 * 2e10**0.307, rel=1e-12)
 
 
+def test_farseer_is_the_published_form():
+  s, q, shift, b_factor, b, q_shift, a_factor, a, e_shift = -0.02, 0.17, 0.5, 60.0, -0.1, -5.0, -0.1, 0.12, 0.4
+  n, d = np.array([2e8, 1e9, 6e9]), np.array([4e9, 2e10, 1e11])
+  published = np.exp(s * n**q + shift) + np.exp(b_factor * n**b + q_shift) * d ** -np.exp(a_factor * n**a + e_shift)
+  at_1e9 = lambda factor, power: (factor * 1e9**power, -factor * power * 1e9**power)  # noqa: E731  value, fall
+  floor, size, exponent = at_1e9(s, q), at_1e9(b_factor, b), at_1e9(a_factor, a)
+  theta = {'F': np.exp(floor[0] + shift), 's': floor[1], 'q': q, 'K': np.exp(size[0] + q_shift), 'B': size[1], 'b': b}
+  theta |= {'beta': np.exp(exponent[0] + e_shift), 'A': exponent[1], 'a': a}
+  assert at('farseer', theta, {'params': n, 'tokens': d}) == pytest.approx(published, rel=1e-12)
+  straight = {**theta, 'q': 0.0, 'b': 0.0, 'A': 0.0}  # power laws where nothing bends
+  expected = theta['F'] * (n / 1e9) ** -theta['s'] + theta['K'] * (n / 1e9) ** -theta['B'] * d ** -theta['beta']
+  assert at('farseer', straight, {'params': n, 'tokens': d}) == pytest.approx(expected, rel=1e-12)
+  near = {**straight, 'q': 1e-9, 'b': -1e-9}
+  assert at('farseer', near, {'params': n, 'tokens': d}) == pytest.approx(expected, rel=1e-7)
+
+
+def test_farseer_is_recovered_from_noisy_losses():
+  theta = {'F': 1.7, 's': 0.05, 'q': 0.1, 'K': 2000.0, 'B': 0.2, 'b': -0.1, 'beta': 0.35, 'A': 0.03, 'a': 0.1}
+  rng = np.random.default_rng(0)
+  n, d = (g.ravel() for g in np.meshgrid(np.geomspace(2e8, 6e9, 12), np.geomspace(2e9, 1e11, 12)))
+  losses = at('farseer', theta, {'params': n, 'tokens': d}) * np.exp(rng.normal(0, 1e-3, n.size))
+  found = fit.fit({'params': n, 'tokens': d, 'loss': losses}, 'farseer', draws=0, starts=32)
+  bigger = {'params': np.array([1.2e10, 2.5e10]), 'tokens': np.array([1e11, 2e11])}
+  assert at('farseer', found.estimate, bigger) == pytest.approx(at('farseer', theta, bigger), rel=5e-3)
+
+
 def test_limits():
   theta = {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 1000.0, 'beta': 0.3}
   x = {'params': np.array([1e7, 2e7]), 'tokens': np.array([1e10, 4e10])}

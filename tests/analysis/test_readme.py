@@ -4,6 +4,7 @@ import pytest
 import synthetic_study
 
 from analysis import readme
+from scaling import cli
 from scaling.errors import UserError
 
 
@@ -37,3 +38,13 @@ def test_mistakes_are_named(tmp_path):
   path.write_text('<!-- table fits from study columns Laws -->\n<!-- end -->\n')
   with pytest.raises(UserError, match="did you mean 'Law'"):
     readme.fill(path)
+
+
+def test_the_command_fills_the_named_file(tmp_path, capsys):
+  synthetic_study.write(tmp_path / 'study')
+  path = tmp_path / 'README.md'
+  path.write_text('<!-- table fits from study columns Law -->\nold\n<!-- end -->\n')
+  command = ['report', str(tmp_path / 'study'), '--figures=residuals', '--tables=fits', f'--readme={path}']
+  assert cli.main(command) == 0
+  assert f'{path}: tables filled from records: 1' in capsys.readouterr().out
+  assert 'old' not in path.read_text() and '| chinchilla' in path.read_text()
