@@ -11,6 +11,7 @@ silent host counts as lost (100, as in jax), SCALING_COORDINATOR_BIND=address:po
 All hosts must see the same files. jax is imported only where there are several hosts.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -26,7 +27,7 @@ from typing import Any
 
 from scaling.errors import UserError
 
-START_SECONDS, HEARTBEAT_SECONDS = 300, 100
+START_SECONDS, HEARTBEAT_SECONDS, FAIL_SECONDS = 300, 100, 5
 NAMES = {'coordinator': 'SCALING_COORDINATOR', 'hosts': 'SCALING_HOSTS', 'host': 'SCALING_HOST'}
 POLL_MILLISECONDS = 2000  # while waiting in C++ no Python signal handler runs: so wait in short pieces
 
@@ -355,6 +356,20 @@ def stop(code: int) -> None:
     thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     thread.start()
     thread.join(_seconds('SCALING_HEARTBEAT_SECONDS', HEARTBEAT_SECONDS))
+  leave(code)
+
+
+def fail(code: int) -> None:
+  """Ends the process with this exit status after a failure. Does not return.
+
+  A mistake in a config fails on all hosts alike: then host 0 goes last, as jax aborts with a stack trace where the
+  coordination service, which lives in host 0, is gone first. Where the others do not fail, they are not waited for long.
+  """
+  if _process.hosts > 1:
+    with contextlib.suppress(Exception):  # not all have failed, or the service is gone: go either way
+      _client().wait_at_barrier('scaling/failed', FAIL_SECONDS * 1000)
+    if _process.host == 0:
+      time.sleep(1)
   leave(code)
 
 

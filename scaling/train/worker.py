@@ -174,8 +174,10 @@ def main(argv: list[str] | None = None) -> int:
     if ended.get('error'):
       print(f'{run_dir}: {ended["error"]}', file=sys.stderr)
     codes.append(EXIT[ended['status']])
-    if hosts.count() > 1 and ended['status'] in ('failed', 'lost'):
-      hosts.leave(codes[-1])  # the others learn of it from the closed connection, or the missing heartbeat
+    if hosts.count() > 1 and ended['status'] == 'failed':
+      hosts.fail(codes[-1])  # the others learn of it from the closed connection, or the missing heartbeat
+    if hosts.count() > 1 and ended['status'] == 'lost':
+      hosts.leave(codes[-1])
     # Of several hosts, one alone must not leave: its signal reaches all of them through the run.
     if ended['status'] == 'preempted' or (stop() and hosts.count() == 1):
       codes.append(AGAIN if ended['status'] == 'preempted' or run_dir != args.run_dir[-1] else codes[-1])

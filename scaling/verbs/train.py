@@ -50,13 +50,15 @@ def main(args: list[str], values: flags.FlagValues) -> int:
   try:
     join()
     code = _main(run, execution, values.run_dir)
-  except BaseException as error:  # no way out but by `leave`: threads of the other hosts' connections may be waiting
+  except (
+    BaseException
+  ) as error:  # no way out but by `leave` or `fail`: threads of the other hosts' connections may be waiting
     code = 75 if hosts.is_lost(error) else 2 if isinstance(error, UserError) else 1
     if code == 1:
       traceback.print_exception(error)
     line = 'another host is gone: start all of them again to resume' if code == 75 else error
     print(f'scaling: {" ".join(str(line).split())}', file=sys.stderr)
-    hosts.leave(code)
+    hosts.leave(code) if code == 75 else hosts.fail(code)
   hosts.stop(code)
   return code
 
