@@ -50,6 +50,8 @@ def _best_panel(context: Context, best: pd.DataFrame, column: str, axis: Axis, s
   for fit in [f for f in context.fits if f.law == f'power-{column}']:
     grid = np.geomspace(best[column].min() / 1.3, best[column].max() * 1.6, 30)
     line = fit.predict({column: grid})
+    near = line < 1.2 * best['loss'].max()  # a law that its few points do not pin down may shoot up beyond them
+    grid, line = grid[near], line[near]
     panel.add(
       'line', grid, line, label='power law with a floor', color='green', width=1.2, hover=[fit.formula] * len(grid)
     )
