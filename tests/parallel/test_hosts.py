@@ -134,12 +134,14 @@ def pair(run, tmp_path_factory):
   return run_dir
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(pair, alone):
   assert_same_curve(losses(pair), alone, TOLERANCE)
   result = records.result(pair)
   assert (result['devices'], result['step'], result['status']) == (4, STEPS, 'done')
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_both_at_one_step_and_any_machine_resumes(run, pair, alone, launch, tmp_path):
   group = launch(tmp_path / 'a', run, execution={'mesh': 'data=2,fsdp=2'}, flags=True)
   group.until(8)
@@ -160,6 +162,7 @@ def test_sigterm_to_one_stops_both_at_one_step_and_any_machine_resumes(run, pair
   assert_same_curve(losses(tmp_path / 'b'), alone, TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_killed_host_ends_the_other_and_the_run_resumes(run, pair, launch, tmp_path):
   group = launch(tmp_path / 'a', run, execution={'mesh': 'data=2,fsdp=2', 'checkpoint_seconds': 0})
   group.until(16)

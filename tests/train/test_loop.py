@@ -43,6 +43,7 @@ def test_stopped_and_resumed_on_another_mesh_the_curve_goes_on(tmp_path, run):
   assert loop.train(run, tmp_path / 'whole') == whole  # done: nothing is trained
 
 
+@pytest.mark.slow
 def test_asked_steps_are_profiled(tmp_path, run):
   """In a process of its own: the profiler crashes where other libraries have brought theirs."""
   records.write_config(tmp_path, run, config.Execution(profile='3:4'))
